@@ -1,0 +1,158 @@
+//! Messages between nodes and their encoding. The only file that knows bincode.
+//!
+//! A frame is the body's length (u32, little-endian) and the body. A body is decoded under [`FRAME_BYTES_MAX`], must be
+//! consumed to its last byte, and counts inside it are checked against the limits of this page before anything uses them.
+
+use std::net::{IpAddr, SocketAddr};
+
+use bincode::{Decode, Encode, config};
+
+use crate::{
+    chain::State,
+    chunk::{ChunkIndex, ChunkSet, Layout},
+    claim::{Segment, Signature},
+    digest::Digest,
+    peer::{Contact, PeerId},
+};
+
+/// Version of this page; peers of another version are refused at the handshake.
+pub const VERSION: u16 = 1;
+/// Largest frame body, in bytes.
+pub const FRAME_BYTES_MAX: usize = 64 * 1024;
+/// Most states in one segment message.
+pub const SEGMENT_STATES_MAX: usize = 1024;
+/// Most contacts in one message.
+pub const CONTACTS_MAX: usize = 64;
+/// Most chunks in one [`Message::Got`].
+pub const GOT_CHUNKS_MAX: usize = 1024;
+
+/// What nodes say to one another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Message {
+    /// To a tracker: I want this blob, or have it. Repeated as a heartbeat.
+    Join(Join),
+    /// From a tracker: some peers of this blob.
+    Joined {
+        /// Which blob.
+        digest: Digest,
+        /// A random sample of the others.
+        peers: Vec<Contact>,
+        /// The origin lease, if it is the receiver's.
+        lease: Option<Epoch>,
+        /// Whether somebody (else) holds the lease or the whole blob, so that waiting makes sense.
+        served: bool,
+    },
+    /// From a tracker: the lease is not yours any more.
+    Revoked {
+        /// Which blob.
+        digest: Digest,
+        /// The lease that ended.
+        epoch: Epoch,
+    },
+    /// To a tracker: I neither want nor have this blob any more.
+    Leave {
+        /// Which blob.
+        digest: Digest,
+    },
+    /// To a peer: tell me what you have of this blob, now and from now on.
+    Subscribe {
+        /// Which blob.
+        digest: Digest,
+        /// Up to which chunk the sender knows the states.
+        frontier: ChunkIndex,
+    },
+    /// To a peer: stop telling me.
+    Unsubscribe {
+        /// Which blob.
+        digest: Digest,
+    },
+    /// To a subscriber: all that I have.
+    Have {
+        /// Which blob.
+        digest: Digest,
+        /// Bytes in it.
+        size: u64,
+        /// Which chunks.
+        chunks: ChunkSet,
+    },
+    /// To a subscriber: what I have got since.
+    Got {
+        /// Which blob.
+        digest: Digest,
+        /// Which chunks.
+        chunks: Vec<ChunkIndex>,
+    },
+    /// To a subscriber: states of the chain.
+    Segment {
+        /// Which blob.
+        digest: Digest,
+        /// Bytes in it.
+        size: u64,
+        /// The signed states.
+        segment: Segment,
+    },
+    /// To a subscriber: I neither have this blob nor want it.
+    Unknown {
+        /// Which blob.
+        digest: Digest,
+    },
+}
+
+/// A join or heartbeat of one node for one blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Join {
+    /// Which blob.
+    pub digest: Digest,
+    /// How many chunks the sender has.
+    pub have: u32,
+    /// How the sender stands to the blob.
+    pub standing: Standing,
+    /// The lease that the sender holds, and the bytes that came in from the origin under it so far.
+    pub lease: Option<(Epoch, u64)>,
+}
+
+/// How a node stands to a blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// Wants more chunks, and its peers have some.
+    Fetching,
+    /// Wants more chunks, and no peer that it knows has any.
+    Starved,
+    /// Has the whole blob, proven.
+    Complete,
+    /// Wants more chunks but cannot use the origin (it refused this node).
+    Shut,
+}
+
+/// The number of an origin lease; later leases of the same tracker have higher numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Epoch(pub u64);
+
+/// The first frame of a connection, in both directions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hello {
+    /// [`VERSION`] of the sender.
+    pub version: u16,
+    /// HMAC-SHA256 of the TLS exporter and the sender's role under the cluster secret.
+    pub proof: [u8; 32],
+}
+
+/// The only frame of a chunk stream's request side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ask {
+    /// Which blob.
+    pub digest: Digest,
+    /// Which chunk.
+    pub chunk: ChunkIndex,
+}
+
+/// The first byte of a chunk stream's answer side; after [`Answer::Bytes`] the chunk's bytes follow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// The bytes follow.
+    Bytes,
+    /// All upload slots are taken; ask others, or later.
+    Busy,
+    /// Not here (any more).
+    Missing,
+}
