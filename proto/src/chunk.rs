@@ -8,7 +8,7 @@ const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
 
 /// Position of a chunk in its blob, from 0.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct ChunkIndex(pub u32);
 
 impl ChunkIndex {
@@ -190,6 +190,21 @@ impl ChunkSet {
         self.bits.zeroes().map(|at| ChunkIndex(at as u32))
     }
 
+    /// The chunks of this set that are in neither of two others of the same blob, in order.
+    pub fn without<'a>(&'a self, one: &'a Self, other: &'a Self) -> impl Iterator<Item = ChunkIndex> + 'a {
+        let words = self.bits.as_slice().iter().zip(one.bits.as_slice()).zip(other.bits.as_slice());
+        words.enumerate().flat_map(|(at, ((all, one), other))| {
+            let mut word = all & !one & !other;
+            std::iter::from_fn(move || {
+                let bit = word.trailing_zeros();
+                (word != 0).then(|| {
+                    word &= word - 1;
+                    ChunkIndex(at as u32 * usize::BITS + bit)
+                })
+            })
+        })
+    }
+
     /// The first chunk at or behind `from` that is not in the set.
     #[must_use]
     pub fn first_missing(&self, from: ChunkIndex) -> Option<ChunkIndex> {
@@ -262,6 +277,10 @@ mod tests {
         assert_eq!(ChunkSet::from_bytes(11, &set.to_bytes()), Some(set.clone()));
         assert_eq!(ChunkSet::from_bytes(11, &[0, 0xf8]), None);
         assert_eq!(ChunkSet::from_bytes(11, &[0]), None);
+        let mut other = ChunkSet::empty(11);
+        other.insert(ChunkIndex(3));
+        let rest: Vec<_> = set.without(&other, &ChunkSet::empty(11)).collect();
+        assert_eq!(rest, [ChunkIndex(0), ChunkIndex(10)]);
         assert_eq!(set.missing().count(), 8);
         assert_eq!(set.first_missing(ChunkIndex(3)), Some(ChunkIndex(4)));
     }

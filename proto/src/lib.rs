@@ -11,3 +11,7 @@ pub mod claim;
 pub mod digest;
 pub mod peer;
 pub mod time;
+pub mod limits;
+pub mod swarm;
+pub mod tracker;
+pub mod wire;

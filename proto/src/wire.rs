@@ -91,7 +91,7 @@ pub enum Message {
         /// The signed states.
         segment: Segment,
     },
-    /// To a subscriber: I neither have this blob nor want it.
+    /// To a subscriber: I have nothing of this blob (yet).
     Unknown {
         /// Which blob.
         digest: Digest,

@@ -1,0 +1,239 @@
+//! The origin lease at work: streaming from the origin what no peer has.
+
+use rand::RngExt;
+
+use super::{Context, Event, FetchError, OriginFailure, Output, RunId, fetch::Fetch};
+use crate::{
+    chain::{LinkEnd, State},
+    chunk::ChunkIndex,
+    claim::Segment,
+    peer::PeerId,
+    time::Time,
+    wire::Epoch,
+};
+
+/// The right to stream from the origin.
+#[derive(Debug)]
+pub(super) struct Lease {
+    kind: Kind,
+    since: Time,
+    run: Option<Run>,
+    tries: u8,
+    not_before: Option<Time>,
+    /// Bytes of streams that have ended.
+    bytes: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Given by a tracker.
+    Granted(Epoch),
+    /// No tracker answered; peers that have chunks are still preferred.
+    Untracked,
+    /// Taken because nothing else helped: the origin alone counts.
+    Own,
+}
+
+/// A stream from the origin.
+#[derive(Debug)]
+struct Run {
+    id: RunId,
+    next: ChunkIndex,
+    bytes: u64,
+}
+
+impl Lease {
+    const fn new(kind: Kind, now: Time) -> Self {
+        Self { kind, since: now, run: None, tries: 0, not_before: None, bytes: 0 }
+    }
+
+    /// A lease that nobody gave, for a fetch that makes no progress otherwise.
+    pub(super) const fn own(now: Time) -> Self {
+        Self::new(Kind::Own, now)
+    }
+
+    pub(super) const fn is_greedy(&self) -> bool {
+        matches!(self.kind, Kind::Own)
+    }
+
+    /// For heartbeats: the epoch and the bytes that came in.
+    pub(super) fn report(&self) -> Option<(Epoch, u64)> {
+        match self.kind {
+            Kind::Granted(epoch) => Some((epoch, self.bytes + self.run.as_ref().map_or(0, |run| run.bytes))),
+            Kind::Untracked | Kind::Own => None,
+        }
+    }
+
+    pub(super) fn deadline(&self) -> Option<Time> {
+        if self.run.is_some() { None } else { self.not_before }
+    }
+}
+
+impl Fetch {
+    pub(super) fn take_lease(&mut self, cx: &mut Context<'_>, epoch: Epoch) {
+        match &mut self.lease {
+            Some(lease) if lease.kind == Kind::Own => {}
+            Some(lease) => lease.kind = Kind::Granted(epoch),
+            None => {
+                let mut lease = Lease::new(Kind::Granted(epoch), cx.now);
+                lease.not_before = Some(cx.now + cx.limits.holders_patience);
+                self.lease = Some(lease);
+                cx.out.push(Output::Report(Event::Leased { digest: self.digest }));
+            }
+        }
+    }
+
+    pub(super) fn take_untracked(&mut self, cx: &mut Context<'_>) {
+        if self.lease.is_none() && self.shut.is_none() {
+            cx.out.push(Output::Report(Event::Untracked { digest: self.digest }));
+            self.lease = Some(Lease::new(Kind::Untracked, cx.now));
+        }
+    }
+
+    pub(super) fn revoked(&mut self, cx: &mut Context<'_>, peer: PeerId, epoch: Epoch) {
+        let ours = self.lease.as_ref().is_some_and(|lease| lease.kind == Kind::Granted(epoch));
+        if ours && self.tracking.is_at(peer) {
+            self.stop_origin(cx);
+            self.lease = None;
+        }
+    }
+
+    pub(super) fn stop_origin(&mut self, cx: &mut Context<'_>) {
+        let Some(lease) = &mut self.lease else { return };
+        if let Some(run) = lease.run.take() {
+            lease.bytes += run.bytes;
+            cx.out.push(Output::StopOrigin { digest: self.digest, run: run.id });
+        }
+    }
+
+    /// Starts a stream of the first chunks that no peer has.
+    pub(super) fn tend_origin(&mut self, cx: &mut Context<'_>) {
+        if self.shut.is_some() || !self.may_open(cx.now) {
+            return;
+        }
+        if let Some(lease) = &mut self.lease {
+            lease.not_before = None;
+        }
+        let Some((from, until, before)) = self.next_run() else { return };
+        let run = RunId(cx.next_id());
+        let Some(lease) = &mut self.lease else { return };
+        lease.run = Some(Run { id: run, next: from, bytes: 0 });
+        cx.out.push(Output::PullOrigin { digest: self.digest, run, from, until, before });
+    }
+
+    /// Whether a stream may start: a lease without one, not pausing, and no peer left that may turn out to have it all.
+    fn may_open(&self, now: Time) -> bool {
+        let Some(lease) = self.lease.as_ref().filter(|lease| lease.run.is_none()) else { return false };
+        if lease.not_before.is_none_or(|time| time <= now) {
+            return true;
+        }
+        let settled = self.tracking.holders_known()
+            && self.remotes.values().all(|remote| remote.answered || !remote.subscribed);
+        lease.tries == 0 && settled
+    }
+
+    fn next_run(&self) -> Option<(ChunkIndex, Option<ChunkIndex>, State)> {
+        let Some(content) = &self.content else { return Some((ChunkIndex::FIRST, None, State::INITIAL)) };
+        let greedy = self.lease.as_ref().is_some_and(Lease::is_greedy);
+        let elsewhere = |chunk: ChunkIndex| {
+            content.have.contains(chunk) || !greedy && (content.rarity[chunk.at()] > 0 || content.busy.contains(chunk))
+        };
+        let from = content.layout().chunks().find(|chunk| !elsewhere(*chunk))?;
+        let until = (from.0..content.layout().count()).map(ChunkIndex).find(|chunk| elsewhere(*chunk));
+        Some((from, until, content.chain.state(from)?))
+    }
+
+    fn run(&mut self, id: RunId) -> Option<&mut Run> {
+        self.lease.as_mut()?.run.as_mut().filter(|run| run.id == id)
+    }
+
+    pub(super) fn origin_opened(&mut self, cx: &mut Context<'_>, id: RunId, size: u64) {
+        if self.run(id).is_some() && !self.size_up(cx, size) && !self.is_failed() {
+            self.distrust(cx);
+        }
+    }
+
+    pub(super) fn origin_progress(&mut self, id: RunId, bytes: u64) {
+        if let Some(run) = self.run(id) {
+            run.bytes = run.bytes.max(bytes);
+        }
+    }
+
+    pub(super) fn origin_chunk(
+        &mut self,
+        cx: &mut Context<'_>,
+        id: RunId,
+        chunk: ChunkIndex,
+        end: LinkEnd,
+        segment: Option<Segment>,
+    ) {
+        let Some(run) = self.run(id).filter(|run| run.next == chunk) else { return };
+        run.next = chunk.next();
+        let Some(content) = &mut self.content else { return };
+        let Some(expected) = content.chain.expected(chunk) else { return };
+        match expected.end {
+            Some(known) if known != end => {
+                self.distrust(cx);
+                return;
+            }
+            Some(_) => {}
+            None => {
+                let Some(segment) = segment else { return };
+                if content.chain.extend(segment.from, &segment.states).is_err() {
+                    return;
+                }
+                self.pass_on(cx, segment);
+            }
+        }
+        if let Some(lease) = &mut self.lease {
+            lease.tries = 0;
+        }
+        self.arrived(cx, chunk);
+        let Some(content) = &mut self.content else { return };
+        if content.layout().count() >= cx.limits.release_chunks_min {
+            content.releases.add(chunk);
+        } else {
+            content.untold.push(chunk);
+        }
+        self.tell_due(cx);
+        self.check_complete(cx);
+    }
+
+    pub(super) fn origin_ended(&mut self, cx: &mut Context<'_>, id: RunId, failure: Option<OriginFailure>) {
+        if self.run(id).is_none() {
+            return;
+        }
+        let Some(lease) = &mut self.lease else { return };
+        if let Some(run) = lease.run.take() {
+            lease.bytes += run.bytes;
+        }
+        match failure {
+            None => {}
+            Some(OriginFailure::Transient) if lease.tries + 1 < cx.limits.origin_tries => {
+                let pause = cx.limits.origin_backoff * (1 << lease.tries.min(6));
+                lease.tries += 1;
+                lease.not_before = Some(cx.now + pause.mul_f64(cx.rng.random_range(0.5..1.5)));
+            }
+            Some(OriginFailure::Disk) => self.fail(cx, FetchError::Disk),
+            Some(OriginFailure::Corrupt) => self.distrust(cx),
+            Some(failure @ (OriginFailure::Refused | OriginFailure::Transient)) => self.shut_origin(cx, failure),
+        }
+    }
+
+    /// The origin does not help this node. Others may have the blob, or be allowed to get it.
+    fn shut_origin(&mut self, cx: &mut Context<'_>, failure: OriginFailure) {
+        self.shut = Some(failure);
+        self.lease = None;
+        self.heartbeat(cx);
+        self.fail_if_hopeless(cx, false);
+    }
+
+    /// Ends a fetch that neither the origin nor any known peer can serve.
+    pub(super) fn fail_if_hopeless(&mut self, cx: &mut Context<'_>, served: bool) {
+        let Some(failure) = self.shut else { return };
+        let offered = self.remotes.values().any(|remote| remote.offers(|theirs| !theirs.is_empty()));
+        if !served && !offered {
+            self.fail(cx, FetchError::Origin(failure));
+        }
+    }
+}

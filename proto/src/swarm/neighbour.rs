@@ -1,0 +1,298 @@
+//! The peers of one blob: what they have, what they know, and how well they serve.
+
+use std::time::Duration;
+
+use rand::{Rng, RngExt};
+
+use super::{Context, Event, Output, PullId, Verdict, fetch::Fetch};
+use crate::{
+    chain::ChainError,
+    chunk::{ChunkIndex, ChunkSet},
+    claim::Segment,
+    peer::{Contact, PeerId},
+    time::Time,
+    wire::{GOT_CHUNKS_MAX, Message},
+};
+
+/// A peer in one fetch.
+#[derive(Debug, Default)]
+pub(super) struct Remote {
+    /// We asked to be told what it has.
+    pub(super) subscribed: bool,
+    /// It asked to be told what we have.
+    pub(super) subscriber: bool,
+    /// It has told, even if nothing.
+    pub(super) answered: bool,
+    pub(super) have: Option<ChunkSet>,
+    /// Up to which chunk it knows the states.
+    pub(super) frontier: ChunkIndex,
+    /// Our pulls on their way from it.
+    pub(super) pulls: usize,
+    busy_until: Option<Time>,
+    strikes: u8,
+}
+
+impl Remote {
+    pub(super) fn may_be_asked(&self, now: Time) -> bool {
+        self.busy_until.is_none_or(|until| until <= now)
+    }
+
+    pub(super) fn offers(&self, test: impl FnOnce(&ChunkSet) -> bool) -> bool {
+        self.have.as_ref().is_some_and(test)
+    }
+
+    /// Forgets a pause that has passed.
+    pub(super) fn rest_over(&mut self, now: Time) {
+        self.busy_until = self.busy_until.filter(|until| *until > now);
+    }
+
+    pub(super) const fn retry_at(&self) -> Option<Time> {
+        self.busy_until
+    }
+
+    /// Draws the consequence of a pull's end for asking this peer again.
+    pub(super) fn judge(&mut self, verdict: Verdict, now: Time, pull_time: Duration, rng: &mut impl Rng) {
+        match verdict {
+            Verdict::Good => {
+                self.strikes = 0;
+                self.busy_until = None;
+            }
+            Verdict::Busy => {
+                let pause = (pull_time / 2).clamp(Duration::from_millis(2), Duration::from_millis(500));
+                self.busy_until = Some(now + pause.mul_f64(rng.random_range(0.5..1.5)));
+            }
+            Verdict::Link => {
+                self.strikes = self.strikes.saturating_add(1);
+                let pause = Duration::from_millis(200) * u32::from(self.strikes);
+                self.busy_until = Some(now + pause.mul_f64(rng.random_range(0.5..1.5)));
+            }
+            Verdict::Corrupt => self.strikes = self.strikes.saturating_add(2),
+            Verdict::Missing | Verdict::Disk => {}
+        }
+    }
+}
+
+impl Fetch {
+    /// Makes a peer a neighbour, if there is room.
+    pub(super) fn meet(&mut self, cx: &mut Context<'_>, contact: Contact) {
+        let peer = contact.peer;
+        if peer == cx.me || self.solo || !self.is_fetching() {
+            return;
+        }
+        let room = self.remotes.values().filter(|remote| remote.subscribed).count() < cx.limits.neighbours_max;
+        if self.remotes.get(&peer).is_some_and(|remote| remote.subscribed) || !room {
+            return;
+        }
+        self.remotes.entry(peer).or_default().subscribed = true;
+        if cx.reach(contact) {
+            self.subscribe(cx, peer);
+        }
+    }
+
+    fn subscribe(&self, cx: &mut Context<'_>, peer: PeerId) {
+        let frontier = self.content.as_ref().map_or(ChunkIndex::FIRST, |content| content.chain.frontier());
+        cx.send(peer, Message::Subscribe { digest: self.digest, frontier });
+    }
+
+    pub(super) fn connected(&mut self, cx: &mut Context<'_>, peer: PeerId) {
+        if self.remotes.get(&peer).is_some_and(|remote| remote.subscribed) {
+            self.subscribe(cx, peer);
+        }
+        self.track_connected(cx, peer);
+    }
+
+    pub(super) fn disconnected(&mut self, cx: &mut Context<'_>, peer: PeerId) {
+        self.drop_remote(cx, peer);
+        self.track_disconnected(cx, peer);
+        self.advance(cx);
+    }
+
+    pub(super) fn received(&mut self, cx: &mut Context<'_>, peer: PeerId, message: Message) {
+        match message {
+            Message::Joined { peers, lease, served, .. } => self.joined(cx, peer, &peers, lease, served),
+            Message::Revoked { epoch, .. } => self.revoked(cx, peer, epoch),
+            Message::Subscribe { frontier, .. } => self.subscribed(cx, peer, frontier),
+            Message::Unsubscribe { .. } => {
+                if let Some(remote) = self.remotes.get_mut(&peer) {
+                    remote.subscriber = false;
+                    if !remote.subscribed {
+                        self.drop_remote(cx, peer);
+                    }
+                }
+            }
+            Message::Have { size, chunks, .. } => self.they_have(cx, peer, size, chunks),
+            Message::Got { chunks, .. } => self.they_got(peer, &chunks),
+            Message::Segment { size, segment, .. } => self.they_claim(cx, peer, size, segment),
+            Message::Unknown { .. } => {
+                if let Some(remote) = self.remotes.get_mut(&peer) {
+                    remote.answered = true;
+                }
+            }
+            Message::Join(_) | Message::Leave { .. } => {}
+        }
+        self.advance(cx);
+    }
+
+    fn subscribed(&mut self, cx: &mut Context<'_>, peer: PeerId, frontier: ChunkIndex) {
+        let room = self.remotes.len() < cx.limits.remotes_max;
+        if !self.remotes.contains_key(&peer) && !room {
+            cx.send(peer, Message::Unknown { digest: self.digest });
+            return;
+        }
+        let back = self.is_fetching() && !self.solo;
+        let remote = self.remotes.entry(peer).or_default();
+        remote.subscriber = true;
+        remote.frontier = frontier;
+        let back = back && !remote.subscribed;
+        remote.subscribed |= back;
+        if self.content.is_some() {
+            self.send_have(cx, peer);
+        } else {
+            cx.send(peer, Message::Unknown { digest: self.digest });
+        }
+        if back {
+            self.subscribe(cx, peer);
+        }
+    }
+
+    /// Tells a subscriber all: chunks and the states that it does not know.
+    pub(super) fn send_have(&mut self, cx: &mut Context<'_>, peer: PeerId) {
+        let (Some(content), Some(remote)) = (&self.content, self.remotes.get_mut(&peer)) else { return };
+        let mut chunks = content.have.clone();
+        content.releases.hide(&mut chunks);
+        let size = content.layout().size();
+        cx.send(peer, Message::Have { digest: self.digest, size, chunks });
+        for segment in content.segments.iter().filter(|segment| segment.end() > remote.frontier) {
+            cx.send(peer, Message::Segment { digest: self.digest, size, segment: segment.clone() });
+        }
+        remote.frontier = remote.frontier.max(content.chain.frontier());
+    }
+
+    fn they_have(&mut self, cx: &mut Context<'_>, peer: PeerId, size: u64, chunks: ChunkSet) {
+        if !self.remotes.contains_key(&peer) || self.solo {
+            return;
+        }
+        if !self.size_up(cx, size) {
+            self.dispute(cx, peer);
+            return;
+        }
+        let (Some(content), Some(remote)) = (&mut self.content, self.remotes.get_mut(&peer)) else { return };
+        if chunks.capacity() != content.layout().count() {
+            return;
+        }
+        for chunk in remote.have.iter().flat_map(ChunkSet::iter) {
+            content.rarity[chunk.at()] = content.rarity[chunk.at()].saturating_sub(1);
+        }
+        for chunk in chunks.iter() {
+            content.rarity[chunk.at()] += 1;
+            content.releases.confirm(chunk);
+        }
+        remote.answered = true;
+        remote.have = Some(chunks);
+    }
+
+    fn they_got(&mut self, peer: PeerId, chunks: &[ChunkIndex]) {
+        let (Some(content), Some(remote)) = (&mut self.content, self.remotes.get_mut(&peer)) else { return };
+        let Some(have) = &mut remote.have else { return };
+        for chunk in chunks {
+            if have.insert(*chunk) {
+                content.rarity[chunk.at()] += 1;
+                content.releases.confirm(*chunk);
+            }
+        }
+    }
+
+    fn they_claim(&mut self, cx: &mut Context<'_>, peer: PeerId, size: u64, segment: Segment) {
+        if !self.is_fetching() || self.solo || self.banned.contains(&segment.author) || !self.remotes.contains_key(&peer) {
+            return;
+        }
+        if !self.size_up(cx, size) {
+            self.dispute(cx, peer);
+            return;
+        }
+        let (Some(content), Some(remote)) = (&mut self.content, self.remotes.get_mut(&peer)) else { return };
+        remote.frontier = remote.frontier.max(segment.end());
+        let known = content.chain.frontier();
+        match content.chain.extend(segment.from, &segment.states) {
+            Ok(()) if content.chain.frontier() > known => self.pass_on(cx, segment),
+            Ok(()) | Err(ChainError::Gap) => {}
+            Err(ChainError::Beyond | ChainError::Contradiction) => self.dispute(cx, peer),
+        }
+    }
+
+    /// Keeps a segment that brought news and tells it to subscribers that do not know its states.
+    pub(super) fn pass_on(&mut self, cx: &mut Context<'_>, segment: Segment) {
+        let Some(content) = &mut self.content else { return };
+        let size = content.layout().size();
+        for (peer, remote) in &mut self.remotes {
+            if remote.subscriber && remote.frontier < segment.end() {
+                remote.frontier = segment.end();
+                cx.send(*peer, Message::Segment { digest: self.digest, size, segment: segment.clone() });
+            }
+        }
+        content.segments.push(segment);
+    }
+
+    /// A peer holds another claim: it may be right, but its chunks cannot be judged under ours.
+    fn dispute(&mut self, cx: &mut Context<'_>, peer: PeerId) {
+        cx.out.push(Output::Report(Event::Disputed { digest: self.digest }));
+        self.drop_remote(cx, peer);
+    }
+
+    /// A peer does not have a chunk that it said it has.
+    pub(super) fn unlist(&mut self, peer: PeerId, chunk: ChunkIndex) {
+        let (Some(content), Some(remote)) = (&mut self.content, self.remotes.get_mut(&peer)) else { return };
+        let Some(have) = &mut remote.have else { return };
+        if have.contains(chunk) {
+            have.remove(chunk);
+            content.rarity[chunk.at()] = content.rarity[chunk.at()].saturating_sub(1);
+        }
+    }
+
+    /// Gives a peer up that failed too often.
+    pub(super) fn drop_struck(&mut self, cx: &mut Context<'_>, peer: PeerId) {
+        if self.remotes.get(&peer).is_some_and(|remote| remote.strikes >= cx.limits.strikes_max) {
+            self.drop_remote(cx, peer);
+        }
+    }
+
+    fn drop_remote(&mut self, cx: &mut Context<'_>, peer: PeerId) {
+        let Some(remote) = self.remotes.remove(&peer) else { return };
+        if remote.subscribed && cx.is_up(peer) {
+            cx.send(peer, Message::Unsubscribe { digest: self.digest });
+        }
+        let Some(content) = &mut self.content else { return };
+        for chunk in remote.have.iter().flat_map(ChunkSet::iter) {
+            content.rarity[chunk.at()] = content.rarity[chunk.at()].saturating_sub(1);
+        }
+        content.releases.forget(peer);
+        let lost: Vec<PullId> =
+            content.pulls.iter().filter(|(_, pull)| pull.peer == peer).map(|(id, _)| *id).collect();
+        for id in lost {
+            self.cancel_pull(cx, id);
+        }
+    }
+
+    /// Tells subscribers of new chunks, unless they were told a moment ago.
+    pub(super) fn tell_due(&mut self, cx: &mut Context<'_>) {
+        let Some(content) = &mut self.content else { return };
+        if content.untold.is_empty() || content.told + cx.limits.got_delay > cx.now {
+            return;
+        }
+        content.told = cx.now;
+        let untold = std::mem::take(&mut content.untold);
+        for (peer, remote) in self.remotes.iter().filter(|(_, remote)| remote.subscriber) {
+            let news: Vec<ChunkIndex> =
+                untold.iter().filter(|chunk| !remote.offers(|theirs| theirs.contains(**chunk))).copied().collect();
+            for chunks in news.chunks(GOT_CHUNKS_MAX) {
+                cx.send(*peer, Message::Got { digest: self.digest, chunks: chunks.to_vec() });
+            }
+        }
+    }
+
+    /// A peer asks for a chunk. Returns whether it is here.
+    pub(super) fn asked(&mut self, cx: &Context<'_>, chunk: ChunkIndex) -> bool {
+        self.used = cx.now;
+        self.content.as_ref().is_some_and(|content| content.have.contains(chunk))
+    }
+}

@@ -1,0 +1,49 @@
+//! Upload slots: a few chunks at once, a short queue, and a fast "busy" for the rest.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::{AskId, Context, Output};
+use crate::{chunk::ChunkIndex, digest::Digest, peer::PeerId, wire::Answer};
+
+/// What is being uploaded and what waits.
+#[derive(Debug, Default)]
+pub(super) struct Uploads {
+    active: BTreeMap<AskId, Upload>,
+    waiting: VecDeque<(AskId, Upload)>,
+}
+
+/// A chunk that a peer asked for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Upload {
+    pub(super) peer: PeerId,
+    pub(super) digest: Digest,
+    pub(super) chunk: ChunkIndex,
+}
+
+impl Uploads {
+    pub(super) fn asked(&mut self, cx: &mut Context<'_>, ask: AskId, upload: Upload, available: bool) {
+        if !available {
+            cx.out.push(Output::Refuse { ask, answer: Answer::Missing });
+        } else if self.active.len() < cx.limits.uploads_max {
+            self.active.insert(ask, upload);
+            cx.out.push(Output::Serve { ask });
+        } else if self.waiting.len() < cx.limits.asks_waiting_max {
+            self.waiting.push_back((ask, upload));
+        } else {
+            cx.out.push(Output::Refuse { ask, answer: Answer::Busy });
+        }
+    }
+
+    /// An upload ended, or an ask that waited was withdrawn. Returns what was uploaded.
+    pub(super) fn served(&mut self, cx: &mut Context<'_>, ask: AskId) -> Option<Upload> {
+        let Some(done) = self.active.remove(&ask) else {
+            self.waiting.retain(|(waiting, _)| *waiting != ask);
+            return None;
+        };
+        if let Some((next, upload)) = self.waiting.pop_front() {
+            self.active.insert(next, upload);
+            cx.out.push(Output::Serve { ask: next });
+        }
+        Some(done)
+    }
+}

@@ -1,0 +1,224 @@
+//! A fetch and its trackers: joining, heartbeats, the next tracker when one is silent, and the rationed fallback.
+
+use rand::RngExt;
+
+use super::{Context, Output, fetch::Fetch};
+use crate::{
+    digest::Digest,
+    limits::Limits,
+    peer::{Contact, PeerId},
+    time::Time,
+    wire::{Epoch, Join, Message, Standing},
+};
+
+/// Where a fetch stands with its trackers.
+#[derive(Debug, Default)]
+pub(super) struct Tracking {
+    trackers: Vec<Contact>,
+    at: usize,
+    state: State,
+    holders_known: bool,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Not begun.
+    #[default]
+    Idle,
+    /// The DHT was asked.
+    Locating { since: Time },
+    /// A tracker was asked, or is being dialled.
+    Joining { since: Time },
+    /// A tracker answered; the next heartbeat follows the last one.
+    Joined { beat: Time },
+    /// No tracker answers; the origin is used from then on.
+    Fallback { due: Time },
+    /// The whole blob is here and the tracker shall know.
+    Completing,
+}
+
+impl Tracking {
+    pub(super) fn start(&mut self, cx: &mut Context<'_>, digest: Digest) {
+        self.state = State::Locating { since: cx.now };
+        cx.out.push(Output::Locate { digest });
+    }
+
+    pub(super) const fn holders_known(&self) -> bool {
+        self.holders_known
+    }
+
+    pub(super) fn is_at(&self, peer: PeerId) -> bool {
+        self.tracker().is_some_and(|contact| contact.peer == peer)
+    }
+
+    fn tracker(&self) -> Option<Contact> {
+        self.trackers.get(self.at).copied()
+    }
+
+    pub(super) fn deadline(&self, leased: bool, limits: &Limits) -> Option<Time> {
+        match self.state {
+            State::Idle | State::Completing => None,
+            State::Locating { since } => Some(since + limits.join_timeout * 3),
+            State::Joining { since } => Some(since + limits.join_timeout),
+            State::Joined { beat } => Some(beat + if leased { limits.lease_heartbeat } else { limits.heartbeat }),
+            State::Fallback { due } => Some(due),
+        }
+    }
+
+    pub(super) fn leave(&self, cx: &mut Context<'_>, digest: Digest) {
+        if let (State::Joined { .. } | State::Joining { .. }, Some(tracker)) = (self.state, self.tracker())
+            && cx.is_up(tracker.peer)
+        {
+            cx.send(tracker.peer, Message::Leave { digest });
+        }
+    }
+}
+
+impl Fetch {
+    pub(super) fn located(&mut self, cx: &mut Context<'_>, mut trackers: Vec<Contact>) {
+        if !self.is_fetching() {
+            return;
+        }
+        trackers.truncate(cx.limits.trackers_max);
+        self.tracking.trackers = trackers;
+        self.tracking.at = 0;
+        self.join(cx);
+    }
+
+    pub(super) fn holders(&mut self, cx: &mut Context<'_>, holders: Vec<Contact>) {
+        self.tracking.holders_known = true;
+        for contact in holders {
+            self.meet(cx, contact);
+        }
+    }
+
+    /// Asks the tracker whose turn it is; without one left, prepares the fallback.
+    fn join(&mut self, cx: &mut Context<'_>) {
+        let Some(tracker) = self.tracking.tracker() else {
+            let due = cx.now + fallback_wait(cx);
+            self.tracking.state = State::Fallback { due };
+            return;
+        };
+        self.tracking.state = State::Joining { since: cx.now };
+        if cx.reach(tracker) {
+            self.send_join(cx, tracker.peer);
+        }
+    }
+
+    fn next_tracker(&mut self, cx: &mut Context<'_>) {
+        self.tracking.at += 1;
+        self.join(cx);
+    }
+
+    fn send_join(&self, cx: &mut Context<'_>, tracker: PeerId) {
+        let have = self.content.as_ref().map_or(0, |content| content.have.len());
+        let lease = self.lease.as_ref().and_then(super::lease::Lease::report);
+        let join = Join { digest: self.digest, have, standing: self.standing(), lease };
+        cx.send(tracker, Message::Join(join));
+    }
+
+    fn standing(&self) -> Standing {
+        if !self.is_fetching() {
+            return Standing::Complete;
+        }
+        if self.shut.is_some() {
+            return Standing::Shut;
+        }
+        let supplied = self.content.as_ref().is_some_and(|content| {
+            !content.pulls.is_empty() || content.have.missing().any(|chunk| content.rarity[chunk.at()] > 0)
+        });
+        if supplied { Standing::Fetching } else { Standing::Starved }
+    }
+
+    pub(super) fn heartbeat(&mut self, cx: &mut Context<'_>) {
+        let Some(tracker) = self.tracking.tracker() else { return };
+        if cx.is_up(tracker.peer) {
+            self.send_join(cx, tracker.peer);
+        }
+    }
+
+    pub(super) fn track_due(&mut self, cx: &mut Context<'_>) {
+        let due = self.tracking.deadline(self.lease.is_some(), cx.limits).is_some_and(|due| due <= cx.now);
+        if !due {
+            return;
+        }
+        match self.tracking.state {
+            State::Idle | State::Completing => {}
+            State::Locating { .. } => self.join(cx),
+            State::Joining { .. } => self.next_tracker(cx),
+            State::Joined { .. } => {
+                self.tracking.state = State::Joined { beat: cx.now };
+                self.heartbeat(cx);
+            }
+            State::Fallback { .. } => {
+                self.take_untracked(cx);
+                // Trackers may come back: they then learn of this fetch and of what it has.
+                self.tracking.start(cx, self.digest);
+            }
+        }
+    }
+
+    pub(super) fn joined(
+        &mut self,
+        cx: &mut Context<'_>,
+        peer: PeerId,
+        peers: &[Contact],
+        lease: Option<Epoch>,
+        served: bool,
+    ) {
+        if !self.tracking.is_at(peer) || !self.is_fetching() {
+            return;
+        }
+        if !matches!(self.tracking.state, State::Joined { .. }) {
+            self.tracking.state = State::Joined { beat: cx.now };
+        }
+        for contact in peers {
+            self.meet(cx, *contact);
+        }
+        match lease {
+            Some(epoch) if self.shut.is_none() => self.take_lease(cx, epoch),
+            Some(_) | None => self.fail_if_hopeless(cx, served),
+        }
+    }
+
+    pub(super) fn track_connected(&mut self, cx: &mut Context<'_>, peer: PeerId) {
+        if !self.tracking.is_at(peer) {
+            return;
+        }
+        match self.tracking.state {
+            State::Joining { .. } | State::Joined { .. } => self.send_join(cx, peer),
+            State::Completing => {
+                self.send_join(cx, peer);
+                self.tracking.state = State::Idle;
+            }
+            State::Idle | State::Locating { .. } | State::Fallback { .. } => {}
+        }
+    }
+
+    pub(super) fn track_disconnected(&mut self, cx: &mut Context<'_>, peer: PeerId) {
+        let waiting = matches!(self.tracking.state, State::Joining { .. } | State::Joined { .. });
+        if waiting && self.tracking.is_at(peer) {
+            self.next_tracker(cx);
+        }
+    }
+
+    /// Tells the tracker that this node has the whole blob.
+    pub(super) fn join_complete(&mut self, cx: &mut Context<'_>) {
+        let Some(tracker) = self.tracking.tracker() else { return };
+        if cx.reach(tracker) {
+            self.send_join(cx, tracker.peer);
+            self.tracking.state = State::Idle;
+        } else {
+            self.tracking.state = State::Completing;
+        }
+    }
+}
+
+/// A random wait, most often near the end of the window: of many nodes that draw one, few draw an early one, and the
+/// others then find them (truncated exponential, after Nonnenmacher and Biersack's feedback suppression).
+fn fallback_wait(cx: &mut Context<'_>) -> std::time::Duration {
+    const STEEPNESS: f64 = 10.0;
+    let uniform: f64 = cx.rng.random();
+    let share = (uniform * STEEPNESS.exp_m1()).ln_1p() / STEEPNESS;
+    cx.limits.fallback_window.mul_f64(share.clamp(0.0, 1.0))
+}
