@@ -8,7 +8,7 @@ mod codec;
 use bincode::{Decode, Encode};
 
 pub use self::codec::{
-    FRAME_HEADER_BYTES, WireError, body_bytes, decode_ask, decode_hello, decode_message, encode_ask, encode_hello,
+    BodyAndRest, FRAME_HEADER_BYTES, WireError, body_bytes, decode_ask, decode_hello, decode_message, encode_ask, encode_hello,
     encode_message, split_frame,
 };
 use crate::{

@@ -27,6 +27,9 @@ use crate::{
 /// Bytes in front of a frame's body: its length, little-endian.
 pub const FRAME_HEADER_BYTES: usize = 4;
 
+/// A frame's body and the bytes behind the frame.
+pub type BodyAndRest<'a> = (&'a [u8], &'a [u8]);
+
 /// Chunks of the largest blob: every index on the wire is below, so that arithmetic on it cannot overflow.
 const CHUNKS_MAX: u32 = match Layout::new(Layout::SIZE_MAX) {
     Some(layout) => layout.count(),
@@ -135,7 +138,7 @@ pub fn body_bytes(header: [u8; FRAME_HEADER_BYTES]) -> Result<usize, WireError> 
 ///
 /// # Errors
 /// [`WireError::Length`], as soon as the header is there.
-pub fn split_frame(bytes: &[u8]) -> Result<Option<(&[u8], &[u8])>, WireError> {
+pub fn split_frame(bytes: &[u8]) -> Result<Option<BodyAndRest<'_>>, WireError> {
     let Some((header, rest)) = bytes.split_first_chunk() else { return Ok(None) };
     Ok(rest.split_at_checked(body_bytes(*header)?))
 }
