@@ -166,6 +166,9 @@ impl Chain {
 
     /// Takes in states that follow one another, the first of which stands in front of chunk `from`.
     ///
+    /// The first must be known already: what merely comes next in number might
+    /// continue another chain. So a link's end is taken in together with its beginning, `extend(chunk, &[before, end])`.
+    ///
     /// # Errors
     /// Nothing is taken in if they do not touch what is known, contradict it, or go beyond the blob.
     pub fn extend(&mut self, from: ChunkIndex, states: &[State]) -> Result<(), ChainError> {
