@@ -44,12 +44,12 @@ mod recover;
 #[cfg(test)]
 mod tests;
 
-pub use self::{file::BlobFile, partial::PartialBlob};
 use self::{
     disk::Disk,
     lock::{Lock, LockError},
     paths::Paths,
 };
+pub use self::{file::BlobFile, partial::PartialBlob};
 
 /// The blobs of one data directory. Clones share it; the directory stays locked until the last of them and of its
 /// [`PartialBlob`]s is dropped.
@@ -184,7 +184,8 @@ impl Store {
     pub fn save_chain(&self, digest: &Digest, segments: &[Segment]) -> io::Result<()> {
         let hold = Hold::take(&self.shared, digest)?;
         let layout = self.sealed_size(digest).and_then(Layout::new);
-        let layout = layout.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("{digest} is not sealed")))?;
+        let layout =
+            layout.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("{digest} is not sealed")))?;
         hold.shared.save_chain(digest, layout, segments)
     }
 
@@ -195,8 +196,9 @@ impl Store {
     /// above [`Layout::SIZE_MAX`]; `StorageFull` and whatever else the disk says: the blob can still be streamed past
     /// the store.
     pub fn create(&self, digest: &Digest, size: u64) -> io::Result<PartialBlob> {
-        let layout = Layout::new(size)
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, format!("{digest}: {size} bytes is too large")))?;
+        let layout = Layout::new(size).ok_or_else(|| {
+            io::Error::new(io::ErrorKind::InvalidInput, format!("{digest}: {size} bytes is too large"))
+        })?;
         let hold = Hold::take(&self.shared, digest)?;
         let shared = &self.shared;
         if shared.index().sealed.contains_key(digest) {
@@ -242,7 +244,8 @@ impl Store {
     #[must_use]
     pub fn list(&self) -> Vec<StoredBlob> {
         let index = self.shared.index();
-        let stored = |sealed| move |(digest, size): (&Digest, &u64)| StoredBlob { digest: *digest, size: *size, sealed };
+        let stored =
+            |sealed| move |(digest, size): (&Digest, &u64)| StoredBlob { digest: *digest, size: *size, sealed };
         index.sealed.iter().map(stored(true)).chain(index.partial.iter().map(stored(false))).collect()
     }
 

@@ -1,5 +1,7 @@
 //! Cuts between the operations of [`Disk`](super::disk::Disk), and what a power cut may then take away.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 use std::{
     collections::BTreeSet,
     fs,

@@ -171,6 +171,15 @@ mod tests {
     }
 
     #[test]
+    fn what_was_written_is_no_hole_and_what_was_not_is_one() {
+        let part = 1 << 20;
+        let file = file(3 * part);
+        file.write(part, &[Bytes::from(vec![0; part as usize])]).unwrap();
+        let holes = [0..part, part..2 * part, 2 * part..3 * part, 0..part + 1, 0..0, 3 * part..3 * part];
+        assert_eq!(holes.map(|range| file.is_hole(&range)), [true, false, true, false, false, false]);
+    }
+
+    #[test]
     fn a_closed_file_refuses_writes() {
         let file = file(10);
         file.close_to_writes();

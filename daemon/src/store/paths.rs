@@ -92,7 +92,8 @@ pub(super) fn temporary(path: &Path) -> PathBuf {
 pub(super) fn parse(name: &OsStr, record: &str) -> Option<Name> {
     let name = name.to_str()?;
     let of_hex = |hex: &str| {
-        let algorithm = [Algorithm::Sha256, Algorithm::Sha512].into_iter().find(|a| a.digest_bytes() * 2 == hex.len())?;
+        let algorithm =
+            [Algorithm::Sha256, Algorithm::Sha512].into_iter().find(|a| a.digest_bytes() * 2 == hex.len())?;
         format!("{}:{hex}", algorithm.name()).parse().ok()
     };
     if let Some(hex) = name.strip_suffix(TEMPORARY).and_then(|name| name.strip_suffix(record)) {

@@ -57,7 +57,8 @@ fn recover_sealed(disk: &Disk, paths: &Paths, algorithm: Algorithm, index: &mut 
     let mut foreign = Foreign::new(&top);
     for shard in names(&top)? {
         let path = top.join(&shard);
-        let ours = shard.len() == 2 && shard.to_str().is_some_and(|s| s.bytes().all(|b| b"0123456789abcdef".contains(&b)));
+        let ours =
+            shard.len() == 2 && shard.to_str().is_some_and(|s| s.bytes().all(|b| b"0123456789abcdef".contains(&b)));
         if !ours || !path.is_dir() {
             foreign.log(&shard);
             continue;

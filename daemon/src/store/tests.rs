@@ -3,13 +3,7 @@
 use std::{fs, io, os::unix::fs::PermissionsExt as _, path::PathBuf};
 
 use bytes::Bytes;
-use shoal_proto::{
-    chain::State,
-    chunk::ChunkIndex,
-    claim::Signature,
-    digest::Algorithm,
-    peer::PeerId,
-};
+use shoal_proto::{chain::State, chunk::ChunkIndex, claim::Signature, digest::Algorithm, peer::PeerId};
 
 use super::*;
 
@@ -368,22 +362,25 @@ fn foreign_names_are_left_alone_and_ours_are_cleaned_up() {
     let hex = sample.digest.hex();
     let shard = format!("blobs/sha256/{}", &hex[..2]);
     let other = Digest::of(Algorithm::Sha256, b"other").hex();
-    let (foreign, ours): (Vec<_>, Vec<_>) = ([
-        String::from("node.key"),
-        String::from("partial/notes.txt"),
-        format!("partial/{hex}.tmp"),
-        format!("{shard}/{other}"),
-        format!("{shard}/README"),
-        String::from("blobs/sha256/zz"),
-        String::from("blobs/md5"),
-    ]
-    .to_vec(), vec![
-        format!("{shard}/{hex}.chain.tmp"),
-        format!("partial/{other}.claim.tmp"),
-        format!("partial/{other}.claim"),
-        format!("partial/{hex}"),
-        format!("partial/{hex}.claim"),
-    ]);
+    let (foreign, ours): (Vec<_>, Vec<_>) = (
+        [
+            String::from("node.key"),
+            String::from("partial/notes.txt"),
+            format!("partial/{hex}.tmp"),
+            format!("{shard}/{other}"),
+            format!("{shard}/README"),
+            String::from("blobs/sha256/zz"),
+            String::from("blobs/md5"),
+        ]
+        .to_vec(),
+        vec![
+            format!("{shard}/{hex}.chain.tmp"),
+            format!("partial/{other}.claim.tmp"),
+            format!("partial/{other}.claim"),
+            format!("partial/{hex}"),
+            format!("partial/{hex}.claim"),
+        ],
+    );
     for path in foreign.iter().chain(&ours) {
         fs::write(root.join(path), b"garbage").unwrap();
     }
@@ -442,4 +439,41 @@ fn a_blob_whose_partial_name_was_replaced_is_not_sealed() {
     assert_eq!(blob.seal(&sample.whole()).unwrap_err().kind(), io::ErrorKind::NotFound);
     sample.assert_absent(&store);
     sample.write(&blob, 0).unwrap();
+}
+
+#[test]
+fn threads_that_seal_open_and_remove_one_digest_never_see_anything_but_the_blob() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let sample = Sample::new(Algorithm::Sha256, 3000, 6);
+    let expected = |error: io::Error| assert_eq!(error.kind(), io::ErrorKind::AlreadyExists, "{error}");
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let (store, sample) = (&store, &sample);
+            scope.spawn(move || {
+                for _ in 0..100 {
+                    match store.create(&sample.digest, sample.layout.size()) {
+                        Ok(blob) => {
+                            sample.write(&blob, 0).unwrap();
+                            blob.save_claim(&[]).unwrap();
+                            if thread == 0 { blob.discard() } else { blob.seal(&[]).map(drop) }.unwrap();
+                        }
+                        Err(error) => expected(error),
+                    }
+                    if let Some(sealed) = store.open_sealed(&sample.digest).unwrap() {
+                        assert_eq!(sealed.file.read(0, 3000).unwrap(), sample.content);
+                    }
+                    if thread == 1 {
+                        store.remove(&sample.digest).map(drop).unwrap_or_else(expected);
+                    }
+                }
+            });
+        }
+    });
+    if store.sealed_size(&sample.digest).is_none() {
+        sample.seal_into(&store);
+    }
+    let listed = store.list();
+    drop(store);
+    assert_eq!(Store::open(dir.path()).unwrap().list(), listed);
 }
