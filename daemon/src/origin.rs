@@ -294,7 +294,7 @@ impl Origin {
 
     fn bare_body(&self, size: u64, skip: u64, remaining: u64, host: String, flow: Flow) -> Body {
         let (limits, counters) = (Arc::clone(&self.limits), Arc::clone(&self.counters));
-        Body { size, host, flow, skip, remaining, idle: self.timeouts.idle, limits, counters }
+        Body { size, host, flow, skip, remaining, idle: self.timeouts.idle, limits, counters, held: None }
     }
 
     /// Reads a manifest into memory. Refuses one whose end cannot be told from a broken connection.
@@ -309,7 +309,10 @@ impl Origin {
         let read = timeout_at(deadline, exchange::collect(reply.response, usize::try_from(MANIFEST_BYTES).unwrap_or(usize::MAX))).await;
         let read = read.map_err(|_| OriginError::unavailable(host.as_str(), "no whole manifest within the deadline"))?;
         let manifest = read.map_err(|error| error.at(&host).error)?;
-        body::account(&self.counters, &self.limits, manifest.len()).await;
+        self.counters.count_bytes(manifest.len() as u64);
+        for limit in &*self.limits {
+            limit.take(manifest.len() as u64).await;
+        }
         Ok(manifest)
     }
 

@@ -67,7 +67,7 @@ pub(super) enum RealmError {
     Form,
     #[error("the token realm is not https")]
     Plain,
-    #[error("the token realm belongs to another site than the registry; if that is right, add its host to the realm hosts of this upstream")]
+    #[error("the token realm is on another site than the registry; if that is right, add it to this upstream's realm hosts")]
     Site,
 }
 
@@ -95,8 +95,24 @@ pub(super) fn check_realm(registry: &Url, realm: &str, trusted: &[String]) -> Re
 /// Suffixes under which anybody can have a name, so that sharing them says nothing. Not the Public Suffix List: those that
 /// registries and token servers are seen under.
 const SHARED_SUFFIXES: [&str; 18] = [
-    "amazonaws.com", "azure.com", "azurecr.io", "azurewebsites.net", "cloudfront.net", "appspot.com", "run.app", "pkg.dev", "github.io", "gitlab.io",
-    "herokuapp.com", "pages.dev", "workers.dev", "windows.net", "digitaloceanspaces.com", "svc.cluster.local", "nip.io", "sslip.io",
+    "amazonaws.com",
+    "appspot.com",
+    "azure.com",
+    "azurecr.io",
+    "azurewebsites.net",
+    "cloudfront.net",
+    "digitaloceanspaces.com",
+    "github.io",
+    "gitlab.io",
+    "herokuapp.com",
+    "nip.io",
+    "pages.dev",
+    "pkg.dev",
+    "run.app",
+    "sslip.io",
+    "svc.cluster.local",
+    "windows.net",
+    "workers.dev",
 ];
 
 /// Second labels that are a suffix under a country: `co.uk`, `com.au`, `ac.jp`.
@@ -112,7 +128,8 @@ fn same_site(one: &Host<&str>, other: &Host<&str>) -> bool {
 
 /// The registrable domain of a name: one label more than its public suffix.
 fn site(name: &str) -> Option<&str> {
-    let suffix_labels = match SHARED_SUFFIXES.iter().find(|suffix| name.strip_suffix(*suffix).is_some_and(|front| front.is_empty() || front.ends_with('.'))) {
+    let is_under = |suffix: &str| name.strip_suffix(suffix).is_some_and(|front| front.is_empty() || front.ends_with('.'));
+    let suffix_labels = match SHARED_SUFFIXES.iter().find(|suffix| is_under(suffix)) {
         Some(suffix) => suffix.split('.').count(),
         None => {
             let mut labels = name.rsplit('.');
@@ -146,9 +163,9 @@ mod tests {
 
     #[test]
     fn several_challenges_with_quoted_commas_are_told_apart() {
-        let line = r#"Negotiate, Bearer realm="https://a/token",service="s, t",scope="repository:x:pull,push repository:y:pull", basic realm="z""#;
+        let bearer_part = r#"Bearer realm="https://a/token",service="s, t",scope="repository:x:pull,push repository:y:pull""#;
         assert_eq!(
-            parse(&[line]),
+            parse(&[&format!(r#"Negotiate, {bearer_part}, basic realm="z""#)]),
             [bearer("https://a/token", Some("s, t"), &["repository:x:pull,push", "repository:y:pull"]), Challenge::Basic]
         );
     }

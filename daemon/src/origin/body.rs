@@ -26,6 +26,14 @@ pub struct Body {
     pub(super) idle: Duration,
     pub(super) limits: Arc<[Bucket]>,
     pub(super) counters: Arc<OriginCounters>,
+    /// A piece that waits for the caps. Kept here, so that a caller who gives up on [`Body::next`] can come back for it.
+    pub(super) held: Option<Held>,
+}
+
+/// A piece that arrived, and how many of the caps have let it pass.
+pub(super) struct Held {
+    piece: Bytes,
+    passed: usize,
 }
 
 pub(super) enum Flow {
@@ -36,7 +44,7 @@ pub(super) enum Flow {
 
 impl Body {
     /// The next bytes, in order from the asked offset; none at the end. Waits at most the idle deadline for the origin, then as long
-    /// as the rate caps say.
+    /// as the rate caps say. Dropping the future loses nothing.
     ///
     /// # Errors
     /// The stream broke, stalled, or ended too early ([`OriginError::Unavailable`]) or too late ([`OriginError::Protocol`]).
@@ -65,32 +73,38 @@ impl Body {
     }
 
     async fn piece(&mut self) -> Result<Option<Bytes>, OriginError> {
-        let response = match &mut self.flow {
-            Flow::Memory(pieces) => return Ok(pieces.pop_front()),
-            Flow::Network(response) => response,
-        };
-        let piece = match timeout(self.idle, response.chunk()).await {
-            Ok(Ok(piece)) => piece,
-            Ok(Err(error)) => return Err(OriginError::unavailable(self.host.as_str(), describe(error))),
-            Err(_) => return Err(OriginError::unavailable(self.host.as_str(), format!("no bytes within {:?}", self.idle))),
-        };
-        if let Some(piece) = &piece {
-            account(&self.counters, &self.limits, piece.len()).await;
+        if self.held.is_none() {
+            let response = match &mut self.flow {
+                Flow::Memory(pieces) => return Ok(pieces.pop_front()),
+                Flow::Network(response) => response,
+            };
+            let arrived = Self::arrive(response, self.idle, &self.host).await?;
+            if let Some(piece) = &arrived {
+                self.counters.count_bytes(piece.len() as u64);
+            }
+            self.held = arrived.map(|piece| Held { piece, passed: 0 });
         }
-        Ok(piece)
+        if let Some(held) = &mut self.held {
+            while let Some(limit) = self.limits.get(held.passed) {
+                limit.take(held.piece.len() as u64).await;
+                held.passed += 1;
+            }
+        }
+        Ok(self.held.take().map(|held| held.piece))
     }
-}
 
-/// Counts bytes that came from the origin and waits until every cap lets them pass.
-pub(super) async fn account(counters: &OriginCounters, limits: &[Bucket], bytes: usize) {
-    counters.count_bytes(bytes as u64);
-    for limit in limits {
-        limit.take(bytes as u64).await;
+    async fn arrive(response: &mut Response, idle: Duration, host: &str) -> Result<Option<Bytes>, OriginError> {
+        match timeout(idle, response.chunk()).await {
+            Ok(Ok(piece)) => Ok(piece),
+            Ok(Err(error)) => Err(OriginError::unavailable(host, describe(error))),
+            Err(_) => Err(OriginError::unavailable(host, format!("no bytes within {idle:?}"))),
+        }
     }
 }
 
 impl fmt::Debug for Body {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Body").field("host", &self.host).field("size", &self.size).field("remaining", &self.remaining).finish_non_exhaustive()
+        let mut body = f.debug_struct("Body");
+        body.field("host", &self.host).field("size", &self.size).field("remaining", &self.remaining).finish_non_exhaustive()
     }
 }

@@ -111,7 +111,8 @@ impl Origin {
             if redirects > REDIRECTS {
                 return Err(Failure::fatal(OriginError::protocol(host, format!("more than {REDIRECTS} redirects"))));
             }
-            let next = redirect_target(upstream, &url, response.headers()).map_err(|why| Failure::fatal(OriginError::protocol(host, why)))?;
+            let next = redirect_target(upstream, &url, response.headers());
+            let next = next.map_err(|why| Failure::fatal(OriginError::protocol(host, why)))?;
             at_home &= same_origin(&url, &next);
             url = next;
         }
@@ -133,7 +134,10 @@ impl Origin {
         match timeout(self.timeouts.headers, sent).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => Err(Failure::transport(&host, error)),
-            Err(_) => Err(Failure::passing(OriginError::unavailable(host, format!("no response headers within {:?}", self.timeouts.headers)))),
+            Err(_) => {
+                let why = format!("no response headers within {:?}", self.timeouts.headers);
+                Err(Failure::passing(OriginError::unavailable(host, why)))
+            }
         }
     }
 
@@ -176,7 +180,7 @@ impl Origin {
 
     async fn token(&self, request: &Request<'_>, bearer: &Bearer, refused: Option<&HeaderValue>) -> Result<Token, Failure> {
         let fetch = self.fetch_token(request, bearer);
-        request.upstream.tokens.get(request.repository, refused, fetch).await
+        request.upstream.tokens.get(Instant::now(), request.repository, refused, fetch).await
     }
 
     /// Asks the realm for a token.
@@ -203,10 +207,10 @@ impl Origin {
             }
             if response.status() != StatusCode::OK {
                 return Err(match response.status() {
-                // Not the content is missing.
-                StatusCode::NOT_FOUND => fatal("there is no token server (404)"),
-                status => refusal(status, response.headers(), host),
-            });
+                    // It is not the content that is missing.
+                    StatusCode::NOT_FOUND => fatal("there is no token server (404)"),
+                    status => refusal(status, response.headers(), host),
+                });
             }
             let body = timeout(self.timeouts.headers, collect(response, TOKEN_BYTES)).await;
             let body = body.map_err(|_| Failure::passing(OriginError::unavailable(host.as_str(), "the token server stalled")))?;

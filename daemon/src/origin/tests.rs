@@ -18,7 +18,8 @@ const BLOB: &[u8] = b"0123456789abcdefghij";
 /// Deadlines that a busy machine keeps, but no pauses.
 fn patient() -> OriginTimeouts {
     let pause = Duration::from_millis(1);
-    OriginTimeouts { open: Duration::from_secs(30), headers: Duration::from_secs(20), first_pause: pause, longest_pause: pause, ..Default::default() }
+    let (open, headers) = (Duration::from_secs(30), Duration::from_secs(20));
+    OriginTimeouts { open, headers, first_pause: pause, longest_pause: pause, ..Default::default() }
 }
 
 /// Deadlines for servers that never answer.
@@ -28,11 +29,7 @@ fn hasty() -> OriginTimeouts {
 }
 
 fn client() -> Origin {
-    Origin::new(patient(), vec![Bucket::clone(&unlimited())])
-}
-
-fn unlimited() -> Bucket {
-    Bucket {}
+    Origin::new(patient(), Vec::new())
 }
 
 fn settings(server: &Server) -> UpstreamSettings {

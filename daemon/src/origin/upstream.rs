@@ -96,7 +96,8 @@ impl Upstream {
         let name = settings.name.clone();
         let fail = |problem: String| UpstreamError { name: name.clone(), problem };
         let base = base_url(&settings.url).map_err(|problem| fail(problem.to_owned()))?;
-        let basic = basic_header(settings.username.as_deref(), settings.password.as_deref()).map_err(|problem| fail(problem.to_owned()))?;
+        let basic = basic_header(settings.username.as_deref(), settings.password.as_deref());
+        let basic = basic.map_err(|problem| fail(problem.to_owned()))?;
         let certificates = match &settings.ca_file {
             None => Vec::new(),
             Some(path) => std::fs::read(path)
@@ -106,13 +107,11 @@ impl Upstream {
                 .map_err(|error| fail(format!("CA file {}: {error}", path.display())))?,
         };
         let guard = Arc::new(Guard::new(&base, settings.allow_private));
-        let client = || client_builder(&base, timeouts).dns_resolver(HomeResolver {
-            guard: Arc::clone(&guard),
-            host: base.host_str().unwrap_or_default().to_owned(),
-        });
-        let home = build(client, &certificates, &base).map_err(fail)?;
-        let client = || client_builder(&base, timeouts).dns_resolver(GuardedResolver { guard: Arc::clone(&guard), proxies: reach::proxy_names() });
-        let abroad = build(client, &certificates, &base).map_err(|problem| UpstreamError { name: name.clone(), problem })?;
+        let host = base.host_str().unwrap_or_default();
+        let home = || HomeResolver { guard: Arc::clone(&guard), host: host.to_owned() };
+        let home = build(|| client_builder(&base, timeouts).dns_resolver(home()), &certificates, &base).map_err(&fail)?;
+        let abroad = || GuardedResolver { guard: Arc::clone(&guard), proxies: reach::proxy_names() };
+        let abroad = build(|| client_builder(&base, timeouts).dns_resolver(abroad()), &certificates, &base).map_err(&fail)?;
         Ok(Self {
             name: settings.name,
             host: authority(&base),
@@ -359,7 +358,8 @@ mod tests {
     #[test]
     fn downgrades_and_credentials_in_redirects_are_refused() {
         let secure = upstream("https://a.test").unwrap();
-        for url in ["http://a.test/x", "http://b.test/x", "https://u:p@b.test/x", "ftp://b.test/", "https://169.254.169.254/", "https://[::1]/"] {
+        for url in ["http://a.test/x", "http://b.test/x", "https://u:p@b.test/x", "ftp://b.test/", "https://169.254.169.254/", "https://[::1]/"]
+        {
             assert!(secure.permit(&url.parse().unwrap()).is_err(), "{url}");
         }
         assert_eq!(secure.permit(&"https://b.test/x".parse().unwrap()), Ok(()));

@@ -16,7 +16,8 @@ async fn a_blob_is_read_as_it_is_and_counted() {
     assert_eq!(body.next().await.unwrap(), None);
     let seen = server.seen();
     assert!(seen[0].is("GET", &blob_path()));
-    assert_eq!((seen[0].header("accept-encoding"), seen[0].header("range"), seen[0].header("authorization")), (Some("identity"), None, None));
+    assert_eq!(seen[0].header("accept-encoding"), Some("identity"));
+    assert_eq!((seen[0].header("range"), seen[0].header("authorization")), (None, None));
     let counters = client.counters();
     assert_eq!((count(&counters.bytes), count(&counters.blob_gets), count(&counters.retries)), (20, 1, 0));
 }
@@ -101,10 +102,11 @@ async fn a_manifest_is_asked_for_with_every_type_and_may_come_in_chunks() {
 #[tokio::test]
 async fn an_oversized_manifest_is_refused_however_it_comes() {
     let size = MANIFEST_BYTES as usize + 1;
+    let range = ("Content-Range", format!("bytes 5-{}/{size}", size - 1));
     for (reply, part) in [
         (Reply::Full(200, vec![("Content-Length", size.to_string())], Vec::new()), "larger than"),
         (Reply::chunked(&vec![0; size]), "larger than"),
-        (Reply::Full(206, vec![("Content-Range", format!("bytes 5-{}/{size}", size - 1)), ("Content-Length", (size - 5).to_string())], Vec::new()), "larger than"),
+        (Reply::Full(206, vec![range, ("Content-Length", (size - 5).to_string())], Vec::new()), "larger than"),
         (Reply::Raw(b"HTTP/1.1 200 OK\r\n\r\n{}".to_vec()), "without Content-Length"),
     ] {
         let from = if matches!(reply, Reply::Full(206, ..)) { 5 } else { 0 };
@@ -127,7 +129,8 @@ const TYPE: &str = "application/vnd.oci.image.index.v1+json";
 async fn a_tag_is_resolved_by_head_alone_with_the_accept_of_the_client() {
     let server = Server::start(|_, _| {
         let length = ("Content-Length", "1234".to_owned());
-        Reply::Full(200, vec![length, ("Docker-Content-Digest", digest().to_string()), ("Content-Type", format!("{TYPE}; charset=utf-8"))], Vec::new())
+        let kind = ("Content-Type", format!("{TYPE}; charset=utf-8"));
+        Reply::Full(200, vec![length, kind, ("Docker-Content-Digest", digest().to_string())], Vec::new())
     })
     .await;
     let client = client();

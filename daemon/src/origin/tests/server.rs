@@ -6,10 +6,11 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    net::TcpListener,
     task::JoinHandle,
 };
+use tokio_rustls::TlsAcceptor;
 
 /// A request as it arrived.
 #[derive(Debug, Clone)]
@@ -54,7 +55,8 @@ impl Reply {
     }
 
     pub(super) fn chunked(body: &[u8]) -> Self {
-        let mut bytes = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n{:x}\r\n", body.len()).into_bytes();
+        let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n";
+        let mut bytes = format!("{head}{:x}\r\n", body.len()).into_bytes();
         bytes.extend_from_slice(body);
         bytes.extend_from_slice(b"\r\n0\r\n\r\n");
         Self::Raw(bytes)
@@ -82,18 +84,37 @@ impl Server {
     pub(super) async fn start(script: impl Fn(&Seen, &str) -> Reply + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
+        Self::run(listener, url, None, script)
+    }
+
+    /// The same over TLS with this configuration, as `https://localhost:port`.
+    pub(super) async fn start_tls(tls: rustls::ServerConfig, script: impl Fn(&Seen, &str) -> Reply + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("https://localhost:{}", listener.local_addr().unwrap().port());
+        Self::run(listener, url, Some(Arc::new(tls).into()), script)
+    }
+
+    fn run(
+        listener: TcpListener,
+        url: String,
+        tls: Option<TlsAcceptor>,
+        script: impl Fn(&Seen, &str) -> Reply + Send + Sync + 'static,
+    ) -> Self {
         let (seen, script): (Arc<Mutex<Vec<_>>>, Arc<_>) = (Arc::default(), Arc::new(script));
         let (log, own) = (Arc::clone(&seen), url.clone());
         let task = tokio::spawn(async move {
             let mut connections = tokio::task::JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
-                let (log, script, own) = (Arc::clone(&log), Arc::clone(&script), own.clone());
+                let (log, script, own, tls) = (Arc::clone(&log), Arc::clone(&script), own.clone(), tls.clone());
                 connections.spawn(async move {
-                    serve(stream, |request| {
+                    let script = |request: Seen| {
                         log.lock().unwrap().push(request.clone());
                         script(&request, &own)
-                    })
-                    .await
+                    };
+                    match tls {
+                        None => serve(stream, script).await,
+                        Some(tls) => serve(tls.accept(stream).await?, script).await,
+                    }
                 });
             }
         });
@@ -111,7 +132,7 @@ impl Drop for Server {
     }
 }
 
-async fn serve(mut stream: TcpStream, script: impl Fn(Seen) -> Reply) -> std::io::Result<()> {
+async fn serve(mut stream: impl AsyncRead + AsyncWrite + Unpin, script: impl Fn(Seen) -> Reply) -> std::io::Result<()> {
     while let Some(request) = read(&mut stream).await? {
         let is_head = request.method == "HEAD";
         match script(request) {
@@ -142,7 +163,7 @@ async fn serve(mut stream: TcpStream, script: impl Fn(Seen) -> Reply) -> std::io
     Ok(())
 }
 
-async fn read(stream: &mut TcpStream) -> std::io::Result<Option<Seen>> {
+async fn read(stream: &mut (impl AsyncRead + Unpin)) -> std::io::Result<Option<Seen>> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         match stream.read_u8().await {

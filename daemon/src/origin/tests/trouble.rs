@@ -102,7 +102,8 @@ async fn a_pre_signed_url_that_ran_out_is_asked_of_the_registry_again() {
 
 #[tokio::test]
 async fn redirects_into_the_link_or_to_other_schemes_are_refused() {
-    for target in ["http://169.254.169.254/latest", "http://[fe80::1]/", "file:///etc/passwd", "ftp://127.0.0.1/", "http://u:p@127.0.0.1/"] {
+    for target in ["http://169.254.169.254/latest", "http://[fe80::1]/", "file:///etc/passwd", "ftp://127.0.0.1/", "http://u:p@127.0.0.1/"]
+    {
         let server = Server::start(move |_, _| Reply::redirect(target)).await;
         assert_protocol(fetch(&client(), &blob(&server), 0).await, "refused to follow");
         assert_eq!(server.seen().len(), 1, "a refusal is final");
@@ -118,4 +119,23 @@ async fn a_public_registry_cannot_lead_to_a_name_on_loopback() {
     let error = public.client(&url).get(url.clone()).send().await.unwrap_err();
     assert_protocol(Err::<(), _>(error::Failure::transport("registry.example.com", error).error), "refused to follow to localhost");
     assert_eq!(server.seen().len(), 0);
+}
+
+#[tokio::test]
+async fn a_certificate_is_trusted_by_the_ca_file_of_its_upstream_only() {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let ca_file = directory.path().join("ca.pem");
+    std::fs::write(&ca_file, made.cert.pem()).unwrap();
+    let key = rustls::pki_types::PrivatePkcs8KeyDer::from(made.key_pair.serialize_der());
+    let tls = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
+    let tls = tls.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
+    let server = Server::start_tls(tls.with_single_cert(vec![made.cert.der().clone()], key.into()).unwrap(), |_, _| Reply::ok(BLOB)).await;
+    let trusting = UpstreamSettings { ca_file: Some(ca_file), ..settings(&server) };
+    assert_eq!(fetch(&client(), &blob_of(Arc::new(Upstream::new(trusting).unwrap())), 0).await.unwrap(), BLOB);
+    // Without it there is no client at all on a machine without CA certificates, and no connection on any other.
+    if let Ok(wary) = Upstream::new(settings(&server)) {
+        assert_unavailable(fetch(&client(), &blob_of(Arc::new(wary)), 0).await, "certificate");
+    }
+    assert_eq!(server.seen().len(), 1);
 }
