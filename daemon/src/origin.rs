@@ -216,8 +216,8 @@ impl Origin {
         let size = match reply.response.status() {
             StatusCode::PARTIAL_CONTENT => content_range(&reply).map(|range| range.total),
             StatusCode::OK => reply.length(),
-            // No first byte: empty, which is all that this may mean.
-            StatusCode::RANGE_NOT_SATISFIABLE => Some(0),
+            // No first byte.
+            StatusCode::RANGE_NOT_SATISFIABLE if *digest == Digest::of(digest.algorithm(), b"") => Some(0),
             _ => None,
         };
         let size = size.ok_or_else(|| reply.protocol("does not tell the size"))?;

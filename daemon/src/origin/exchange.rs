@@ -146,7 +146,15 @@ impl Origin {
         match request.upstream.challenge() {
             None => Ok(None),
             Some(Challenge::Basic) => Ok(request.upstream.basic().cloned()),
-            Some(Challenge::Bearer(bearer)) => Ok(Some(self.token(request, &Bearer { scopes: Vec::new(), ..bearer }, None).await?.header)),
+            Some(Challenge::Bearer(bearer)) => match self.token(request, &Bearer { scopes: Vec::new(), ..bearer }, None).await {
+                Ok(token) => Ok(Some(token.header)),
+                // The registry may have moved to another way of logging in: let it say so.
+                Err(failure) if failure.retry == Retry::Never => {
+                    request.upstream.remember(None);
+                    Ok(None)
+                }
+                Err(failure) => Err(failure),
+            },
         }
     }
 
@@ -165,13 +173,13 @@ impl Origin {
         });
         if let Some(bearer) = bearer {
             let token = self.token(request, bearer, refused).await?;
-            upstream.remember(Challenge::Bearer(bearer.clone()));
+            upstream.remember(Some(Challenge::Bearer(bearer.clone())));
             return Ok(token.header);
         }
         match upstream.basic() {
             // The same password is not offered twice.
             Some(basic) if challenges.contains(&Challenge::Basic) && refused != Some(basic) => {
-                upstream.remember(Challenge::Basic);
+                upstream.remember(Some(Challenge::Basic));
                 Ok(basic.clone())
             }
             _ => Err(Failure::fatal(OriginError::Denied { host: upstream.host().to_owned() })),

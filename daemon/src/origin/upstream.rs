@@ -188,8 +188,8 @@ impl Upstream {
         self.challenge.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(super) fn remember(&self, challenge: Challenge) {
-        *self.challenge.lock().unwrap_or_else(PoisonError::into_inner) = Some(challenge);
+    pub(super) fn remember(&self, challenge: Option<Challenge>) {
+        *self.challenge.lock().unwrap_or_else(PoisonError::into_inner) = challenge;
     }
 }
 

@@ -181,4 +181,8 @@ async fn the_size_comes_from_head_or_from_a_range_of_one_byte() {
     let server = Server::start(move |_, _| Reply::redirect(&at)).await;
     assert_eq!(client.size(&blob(&server), &digest()).await.unwrap(), 20);
     assert_eq!(store.seen().len(), 2);
+    // Only what is empty has no first byte.
+    let server = Server::start(|request, _| Reply::status(if request.method == "HEAD" { 405 } else { 416 })).await;
+    assert_protocol(client.size(&blob(&server), &digest()).await, "does not tell the size");
+    assert_eq!(client.size(&blob(&server), &Digest::of(Algorithm::Sha256, b"")).await.unwrap(), 0);
 }
