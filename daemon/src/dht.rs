@@ -28,9 +28,12 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    dht::{
+        announce::Announcements,
+        task::{Command, Task},
+    },
     identity::Identity,
     secret::Secret,
-    dht::{announce::Announcements, task::{Command, Task}},
 };
 
 /// The key of a blob in the DHT: [`Secret::blob_key`].
@@ -84,7 +87,10 @@ pub enum DhtError {
     #[error("cannot read the bootstrap address {0:?}; write host:port, ip:port or /dns4/host/tcp/port")]
     Bootstrap(String),
     /// Too many bootstrap entries.
-    #[error("{given} bootstrap addresses are too many; at most {} are used, and one name may stand for many nodes", seeds::SEEDS_MAX)]
+    #[error(
+        "{given} bootstrap addresses are too many; at most {} are used, and one name may stand for many nodes",
+        seeds::SEEDS_MAX
+    )]
     BootstrapCount {
         /// How many there are.
         given: usize,

@@ -126,8 +126,7 @@ impl Identity {
         name.push(".new");
         let temporary = PathBuf::from(name);
         let bytes = self.keypair.to_protobuf_encoding().map_err(io::Error::other)?;
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         file.write_all(&bytes)?;
         file.sync_all()?;
         fs::rename(&temporary, path)?;

@@ -164,9 +164,7 @@ impl Secret {
     #[must_use]
     pub fn check(&self, exporter: &[u8; 32], role: Role, proof: &[u8; 32]) -> bool {
         // No early exit: the time does not tell which key matched.
-        self.keys.iter().fold(false, |good, key| {
-            code(key, role.purpose(), exporter).verify_slice(proof).is_ok() | good
-        })
+        self.keys.iter().fold(false, |good, key| code(key, role.purpose(), exporter).verify_slice(proof).is_ok() | good)
     }
 
     fn parse(bytes: &[u8], path: &Path) -> Result<Self, SecretError> {

@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use libp2p::{Multiaddr, multiaddr::Protocol};
 
 /// The socket address in `/ip4|ip6/../tcp/..`, with or without `/p2p/..` behind it.
+#[allow(clippy::wildcard_enum_match_arm, reason = "of libp2p's many protocols two are addresses")]
 pub(super) fn socket(address: &Multiaddr) -> Option<SocketAddr> {
     let mut parts = address.iter();
     let ip = match parts.next()? {

@@ -64,10 +64,8 @@ impl Providers {
 
 impl RecordStore for Providers {
     type RecordsIter<'a> = iter::Empty<Cow<'a, Record>>;
-    type ProvidedIter<'a> = iter::Map<
-        hash_map::Values<'a, RecordKey, ProviderRecord>,
-        fn(&'a ProviderRecord) -> Cow<'a, ProviderRecord>,
-    >;
+    type ProvidedIter<'a> =
+        iter::Map<hash_map::Values<'a, RecordKey, ProviderRecord>, fn(&'a ProviderRecord) -> Cow<'a, ProviderRecord>>;
 
     fn get(&self, _: &RecordKey) -> Option<Cow<'_, Record>> {
         None

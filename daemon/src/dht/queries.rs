@@ -1,6 +1,6 @@
 //! The task's lookups and announcements.
 
-use std::{net::SocketAddr, time::Instant};
+use std::{net::SocketAddr, num::NonZeroUsize, time::Instant};
 
 use libp2p::{
     Multiaddr, PeerId,
@@ -28,6 +28,9 @@ use crate::{
 /// Announcements under way at the same time.
 const ANNOUNCING_MAX: usize = 32;
 
+/// A tracker query asks until this many of the closest have answered.
+const WANTED: NonZeroUsize = NonZeroUsize::new(TRACKERS_MAX).unwrap();
+
 /// Addresses kept of a provider that has not told who it is yet.
 const RECORD_ADDRESSES_MAX: usize = 4;
 
@@ -45,7 +48,7 @@ impl Task {
             let nearest = self.nearest(key, &[]);
             return drop(reply.send(nearest));
         }
-        let query = self.swarm.behaviour_mut().kad.get_closest_peers(key.to_vec());
+        let query = self.swarm.behaviour_mut().kad.get_n_closest_peers(key.to_vec(), WANTED);
         self.lookups.start(query, subject, reply, Instant::now());
     }
 
@@ -67,7 +70,12 @@ impl Task {
         let entries = self.entries();
         let peers = entries.into_iter().filter_map(|(name, address)| {
             let rtt = self.peers.get(&name).and_then(|peer| peer.rtt);
-            Some(DhtPeer { peer: identity::from_libp2p(&name)?, address, connected: self.swarm.is_connected(&name), rtt })
+            Some(DhtPeer {
+                peer: identity::from_libp2p(&name)?,
+                address,
+                connected: self.swarm.is_connected(&name),
+                rtt,
+            })
         });
         peers.collect()
     }
@@ -127,6 +135,7 @@ impl Task {
                 for provider in providers {
                     self.on_holder(query, provider);
                 }
+                self.finish_if_enough(query);
             }
             QueryResult::GetProviders(Ok(GetProvidersOk::FinishedWithNoAdditionalRecord { .. }) | Err(_)) => {
                 if let Some(lookup) = self.lookups.get_mut(query) {
@@ -168,6 +177,21 @@ impl Task {
                 tracing::trace!(%peer, %error, "holder not dialed");
                 self.give_up_on(peer);
             }
+        }
+    }
+
+    /// Ends a query for holders that has found as many as an answer takes: the rest of the walk adds nothing.
+    fn finish_if_enough(&mut self, query: QueryId) {
+        let Some(lookup) = self.lookups.get_mut(query) else { return };
+        let found = lookup.found.clone();
+        if found.into_iter().filter_map(|peer| self.contact(peer)).count() < HOLDERS_MAX {
+            return;
+        }
+        if let Some(mut running) = self.swarm.behaviour_mut().kad.query_mut(&query) {
+            running.finish();
+        }
+        if let Some(lookup) = self.lookups.remove(query) {
+            self.answer(lookup, &[]);
         }
     }
 

@@ -62,6 +62,7 @@ fn parse_one(text: &str) -> Option<Seed> {
     seed(host.to_owned(), port.parse().ok()?)
 }
 
+#[allow(clippy::wildcard_enum_match_arm, reason = "of libp2p's many protocols five are hosts")]
 fn from_multiaddr(address: &Multiaddr) -> Option<Seed> {
     let mut parts = address.iter();
     let host = match parts.next()? {
@@ -85,7 +86,7 @@ fn seed(host: String, port: u16) -> Option<Seed> {
 /// Looks up all seeds at the same time. Takes a few seconds at most.
 pub(super) async fn resolve(seeds: Vec<Seed>) -> Resolved {
     let mut resolved = Resolved::default();
-    let answers = join_all(seeds.iter().map(|seed| resolve_one(seed))).await;
+    let answers = join_all(seeds.iter().map(resolve_one)).await;
     for (seed, answer) in seeds.into_iter().zip(answers) {
         match answer {
             Ok(addresses) => resolved.addresses.extend(addresses),
@@ -133,7 +134,17 @@ mod tests {
 
     #[test]
     fn an_entry_that_cannot_be_read_is_named() {
-        for text in ["", "host", "host:", ":5051", "host:0", "host:99999", "fd00::1:5051x", "http://host:5051", "/ip4/10.0.0.1/udp/5051"] {
+        for text in [
+            "",
+            "host",
+            "host:",
+            ":5051",
+            "host:0",
+            "host:99999",
+            "fd00::1:5051x",
+            "http://host:5051",
+            "/ip4/10.0.0.1/udp/5051",
+        ] {
             let error = parse(&[String::from("10.0.0.1:5051"), text.to_owned()]).unwrap_err();
             assert!(matches!(error, DhtError::Bootstrap(ref named) if named == text), "{text}: {error}");
         }

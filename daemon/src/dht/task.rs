@@ -315,10 +315,8 @@ impl Task {
             }
         }
         let Some(peer) = peer else { return };
-        let says_nothing = matches!(
-            error,
-            DialError::Denied { .. } | DialError::DialPeerConditionFalse(_) | DialError::Aborted
-        );
+        let says_nothing =
+            matches!(error, DialError::Denied { .. } | DialError::DialPeerConditionFalse(_) | DialError::Aborted);
         if !says_nothing && !self.swarm.is_connected(&peer) {
             self.forget(peer, error);
         }
