@@ -10,4 +10,7 @@ pub mod chunk;
 pub mod claim;
 pub mod digest;
 pub mod peer;
+pub mod status;
 pub mod time;
+pub mod units;
+pub mod wire;

@@ -1,18 +1,21 @@
-//! Messages between nodes and their encoding. The only file that knows bincode.
+//! Messages between nodes and their encoding. Only this page and its codec know bincode.
 //!
 //! A frame is the body's length (u32, little-endian) and the body. A body is decoded under [`FRAME_BYTES_MAX`], must be
 //! consumed to its last byte, and counts inside it are checked against the limits of this page before anything uses them.
 
-use std::net::{IpAddr, SocketAddr};
+mod codec;
 
-use bincode::{Decode, Encode, config};
+use bincode::{Decode, Encode};
 
+pub use self::codec::{
+    FRAME_HEADER_BYTES, WireError, body_bytes, decode_ask, decode_hello, decode_message, encode_ask, encode_hello,
+    encode_message, split_frame,
+};
 use crate::{
-    chain::State,
-    chunk::{ChunkIndex, ChunkSet, Layout},
-    claim::{Segment, Signature},
+    chunk::{ChunkIndex, ChunkSet},
+    claim::Segment,
     digest::Digest,
-    peer::{Contact, PeerId},
+    peer::Contact,
 };
 
 /// Version of this page; peers of another version are refused at the handshake.
@@ -27,7 +30,7 @@ pub const CONTACTS_MAX: usize = 64;
 pub const GOT_CHUNKS_MAX: usize = 1024;
 
 /// What nodes say to one another.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub enum Message {
     /// To a tracker: I want this blob, or have it. Repeated as a heartbeat.
     Join(Join),
@@ -99,7 +102,7 @@ pub enum Message {
 }
 
 /// A join or heartbeat of one node for one blob.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 pub struct Join {
     /// Which blob.
     pub digest: Digest,
@@ -112,7 +115,7 @@ pub struct Join {
 }
 
 /// How a node stands to a blob.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 pub enum Standing {
     /// Wants more chunks, and its peers have some.
     Fetching,
@@ -125,11 +128,11 @@ pub enum Standing {
 }
 
 /// The number of an origin lease; later leases of the same tracker have higher numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
 pub struct Epoch(pub u64);
 
 /// The first frame of a connection, in both directions.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct Hello {
     /// [`VERSION`] of the sender.
     pub version: u16,
@@ -138,7 +141,7 @@ pub struct Hello {
 }
 
 /// The only frame of a chunk stream's request side.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 pub struct Ask {
     /// Which blob.
     pub digest: Digest,
@@ -156,3 +159,29 @@ pub enum Answer {
     /// Not here (any more).
     Missing,
 }
+
+impl Answer {
+    /// The byte on the wire.
+    #[must_use]
+    pub const fn to_byte(self) -> u8 {
+        match self {
+            Self::Bytes => 0,
+            Self::Busy => 1,
+            Self::Missing => 2,
+        }
+    }
+
+    /// The answer of a byte; none for any byte that this version does not know.
+    #[must_use]
+    pub const fn from_byte(byte: u8) -> Option<Self> {
+        match byte {
+            0 => Some(Self::Bytes),
+            1 => Some(Self::Busy),
+            2 => Some(Self::Missing),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,380 @@
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::net::{IpAddr, SocketAddr};
+
+use proptest::{collection::vec, prelude::*};
+
+use super::*;
+use crate::{
+    chain::State,
+    chunk::Layout,
+    claim::Signature,
+    digest::{Algorithm, Digest},
+    peer::PeerId,
+};
+
+fn digest() -> impl Strategy<Value = Digest> {
+    prop_oneof![
+        any::<[u8; 32]>().prop_map(Digest::sha256),
+        vec(any::<u8>(), 64).prop_map(|bytes| Digest::sha512(bytes.try_into().unwrap()))
+    ]
+}
+
+fn contact() -> impl Strategy<Value = Contact> {
+    (any::<[u8; 32]>(), any::<IpAddr>(), any::<u16>())
+        .prop_map(|(peer, ip, port)| Contact { peer: PeerId(peer), address: SocketAddr::new(ip, port) })
+}
+
+fn chunk() -> impl Strategy<Value = ChunkIndex> {
+    (0..65_536_u32).prop_map(ChunkIndex)
+}
+
+/// Sizes of blobs of one chunk, of few, and of as many as there can be.
+fn size() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        0..Layout::CHUNK_BYTES_MIN,
+        0..64 * Layout::CHUNK_BYTES_MIN,
+        0..=Layout::SIZE_MAX,
+        Just(Layout::SIZE_MAX)
+    ]
+}
+
+fn have() -> impl Strategy<Value = Message> {
+    (digest(), size(), vec(any::<u32>(), 0..40), any::<bool>()).prop_map(|(digest, size, members, full)| {
+        let count = Layout::new(size).unwrap().count();
+        let mut chunks = if full { ChunkSet::full(count) } else { ChunkSet::empty(count) };
+        for member in members {
+            chunks.insert(ChunkIndex(member % count));
+        }
+        Message::Have { digest, size, chunks }
+    })
+}
+
+fn segment() -> impl Strategy<Value = Message> {
+    (digest(), size(), any::<[u8; 32]>(), any::<u8>(), any::<prop::sample::Index>(), any::<prop::sample::Index>())
+        .prop_map(|(digest, size, author, seed, length, from)| {
+            let count = Layout::new(size).unwrap().count() as usize;
+            let most = count.min(SEGMENT_STATES_MAX);
+            let least = count.min(2);
+            let length = least + length.index(most - least + 1);
+            let from = ChunkIndex(from.index(count - length + 1) as u32);
+            let states = (0..length).map(|at| State([seed.wrapping_add(at as u8); 32])).collect();
+            let segment = Segment { author: PeerId(author), from, states, signature: Signature([seed; 64]) };
+            Message::Segment { digest, size, segment }
+        })
+}
+
+fn message() -> impl Strategy<Value = Message> {
+    let standing =
+        prop_oneof![Just(Standing::Fetching), Just(Standing::Starved), Just(Standing::Complete), Just(Standing::Shut)];
+    let lease = || proptest::option::of(any::<u64>().prop_map(Epoch));
+    prop_oneof![
+        (digest(), 0..=65_536_u32, standing, proptest::option::of((any::<u64>().prop_map(Epoch), any::<u64>())))
+            .prop_map(|(digest, have, standing, lease)| Message::Join(Join { digest, have, standing, lease })),
+        (digest(), vec(contact(), 0..=CONTACTS_MAX), lease(), any::<bool>())
+            .prop_map(|(digest, peers, lease, served)| Message::Joined { digest, peers, lease, served }),
+        (digest(), any::<u64>()).prop_map(|(digest, epoch)| Message::Revoked { digest, epoch: Epoch(epoch) }),
+        digest().prop_map(|digest| Message::Leave { digest }),
+        (digest(), chunk()).prop_map(|(digest, frontier)| Message::Subscribe { digest, frontier }),
+        digest().prop_map(|digest| Message::Unsubscribe { digest }),
+        have(),
+        (digest(), vec(chunk(), 0..=GOT_CHUNKS_MAX)).prop_map(|(digest, chunks)| Message::Got { digest, chunks }),
+        segment(),
+        digest().prop_map(|digest| Message::Unknown { digest }),
+    ]
+}
+
+fn body(frame: &[u8]) -> &[u8] {
+    let (body, rest) = split_frame(frame).unwrap().unwrap();
+    assert!(rest.is_empty());
+    body
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn every_message_survives_its_frame(message in message()) {
+        let frame = encode_message(&message);
+        prop_assert_eq!(decode_message(body(&frame)), Ok(message));
+    }
+
+    #[test]
+    fn hello_and_ask_survive_their_frames(proof in any::<[u8; 32]>(), digest in digest(), chunk in chunk()) {
+        let hello = Hello { version: VERSION, proof };
+        prop_assert_eq!(decode_hello(body(&encode_hello(&hello))), Ok(hello));
+        let ask = Ask { digest, chunk };
+        prop_assert_eq!(decode_ask(body(&encode_ask(&ask))), Ok(ask));
+    }
+
+    #[test]
+    fn frames_come_apart_wherever_the_stream_is_cut(first in message(), second in message(), cut in any::<prop::sample::Index>()) {
+        let mut stream = encode_message(&first);
+        let border = stream.len();
+        stream.extend(encode_message(&second));
+        let cut = cut.index(stream.len());
+        match split_frame(&stream[..cut]).unwrap() {
+            None => prop_assert!(cut < border),
+            Some((body, rest)) => {
+                prop_assert_eq!(decode_message(body), Ok(first));
+                prop_assert_eq!(rest, &stream[border..cut]);
+            }
+        }
+    }
+
+    #[test]
+    fn every_cut_body_is_refused(message in message(), cut in any::<prop::sample::Index>()) {
+        let frame = encode_message(&message);
+        let body = body(&frame);
+        let cut = cut.index(body.len());
+        let refusal = if cut == 0 { WireError::Length(0) } else { WireError::Truncated };
+        prop_assert_eq!(decode_message(&body[..cut]), Err(refusal));
+    }
+
+    #[test]
+    fn bytes_behind_a_message_are_refused(message in message(), extra in 1..5_usize) {
+        let frame = encode_message(&message);
+        let mut longer = body(&frame).to_vec();
+        longer.resize(longer.len() + extra, 0);
+        prop_assert_eq!(decode_message(&longer), Err(WireError::Trailing(extra)));
+    }
+
+    #[test]
+    fn noise_never_yields_a_message_beyond_the_limits(noise in vec(any::<u8>(), 1..600), kind in 0..10_u8) {
+        let mut body = noise;
+        body[0] = kind;
+        if let Ok(message) = decode_message(&body) {
+            // `encode_message` asserts the limits.
+            prop_assert_eq!(decode_message(self::body(&encode_message(&message))), Ok(message));
+        }
+    }
+}
+
+fn sha256(seed: u8) -> Digest {
+    Digest::sha256([seed; 32])
+}
+
+fn contact_at(address: &str) -> Contact {
+    Contact { peer: PeerId([0xcc; 32]), address: address.parse().unwrap() }
+}
+
+/// One message of each kind, small.
+fn samples() -> Vec<Message> {
+    let digest = sha256(0xaa);
+    let mut chunks = ChunkSet::empty(11);
+    chunks.insert(ChunkIndex(0));
+    chunks.insert(ChunkIndex(10));
+    let size = 10 * Layout::CHUNK_BYTES_MIN + 1;
+    vec![
+        Message::Join(Join { digest, have: 300, standing: Standing::Starved, lease: Some((Epoch(7), 1 << 40)) }),
+        Message::Joined {
+            digest,
+            peers: vec![contact_at("10.0.0.1:5051"), contact_at("[fd00::1]:5051")],
+            lease: Some(Epoch(7)),
+            served: true,
+        },
+        Message::Revoked { digest, epoch: Epoch(7) },
+        Message::Leave { digest: Digest::sha512([0xbb; 64]) },
+        Message::Subscribe { digest, frontier: ChunkIndex(5) },
+        Message::Unsubscribe { digest },
+        Message::Have { digest, size, chunks },
+        Message::Got { digest, chunks: vec![ChunkIndex(1), ChunkIndex(65_535)] },
+        Message::Segment {
+            digest,
+            size,
+            segment: Segment {
+                author: PeerId([0xdd; 32]),
+                from: ChunkIndex(9),
+                states: vec![State([0x11; 32]), State([0x22; 32])],
+                signature: Signature([0xee; 64]),
+            },
+        },
+        Message::Unknown { digest },
+    ]
+}
+
+#[test]
+fn no_single_changed_byte_breaks_the_decoder() {
+    for message in samples() {
+        let frame = encode_message(&message);
+        for at in 0..body(&frame).len() {
+            for flip in 1..=255 {
+                let mut bytes = body(&frame).to_vec();
+                bytes[at] ^= flip;
+                if let Ok(other) = decode_message(&bytes) {
+                    // A changed message is fine; one that cannot be sent on is not (`encode_message` asserts it).
+                    assert!(!encode_message(&other).is_empty());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_frame_length_is_checked_before_its_body_comes() {
+    for length in [0, FRAME_BYTES_MAX as u32 + 1, u32::MAX] {
+        assert_eq!(split_frame(&length.to_le_bytes()), Err(WireError::Length(length as usize)));
+    }
+    assert_eq!(body_bytes((FRAME_BYTES_MAX as u32).to_le_bytes()), Ok(FRAME_BYTES_MAX));
+    assert_eq!(split_frame(&[1, 0, 0]), Ok(None));
+    assert_eq!(decode_message(&vec![0; FRAME_BYTES_MAX + 1]), Err(WireError::Length(FRAME_BYTES_MAX + 1)));
+}
+
+#[test]
+fn huge_counts_are_refused_before_they_cost_memory() {
+    let kind_and_digest = |kind: u8| {
+        let mut body = vec![kind, 0];
+        body.extend([0xaa; 32]);
+        body
+    };
+    // 253 introduces a u64 in bincode's variable-length integers.
+    for count in [1 << 20, 1 << 32, u64::MAX] {
+        for kind in [1, 7] {
+            let mut body = kind_and_digest(kind);
+            body.push(253);
+            body.extend(count.to_le_bytes());
+            assert_eq!(decode_message(&body), Err(WireError::Oversized), "kind {kind}, count {count}");
+        }
+    }
+    let mut have = kind_and_digest(6);
+    have.extend([0, 252]);
+    have.extend(u32::MAX.to_le_bytes());
+    assert_eq!(decode_message(&have), Err(WireError::Limit("chunk set of more chunks than any blob has")));
+}
+
+/// Like [`encode_message`], for messages that a sound node does not send.
+fn decode_unsound(message: &Message) -> Result<Message, WireError> {
+    let bytes = bincode::encode_to_vec(message, bincode::config::standard()).unwrap();
+    decode_message(&bytes)
+}
+
+fn limit(message: &Message) -> &'static str {
+    match decode_unsound(message) {
+        Err(WireError::Limit(limit)) => limit,
+        other => panic!("{message:?} gives {other:?}"),
+    }
+}
+
+#[test]
+fn counts_and_places_beyond_the_limits_are_refused() {
+    let digest = sha256(1);
+    let segment = |size, from, states| Message::Segment {
+        digest,
+        size,
+        segment: Segment {
+            author: PeerId([0; 32]),
+            from: ChunkIndex(from),
+            states: vec![State([0; 32]); states],
+            signature: Signature([0; 64]),
+        },
+    };
+    let two_chunks = 2 * Layout::CHUNK_BYTES_MIN;
+    let beyond = Layout::SIZE_MAX + 1;
+    let have = |size, count| Message::Have { digest, size, chunks: ChunkSet::empty(count) };
+    let subscribe = |at| Message::Subscribe { digest, frontier: ChunkIndex(at) };
+    let join = |have| Message::Join(Join { digest, have, standing: Standing::Complete, lease: None });
+    for (message, expected) in [
+        (
+            Message::Joined {
+                digest,
+                peers: vec![contact_at("1.2.3.4:5"); CONTACTS_MAX + 1],
+                lease: None,
+                served: false,
+            },
+            "too many contacts",
+        ),
+        (Message::Got { digest, chunks: vec![ChunkIndex(0); GOT_CHUNKS_MAX + 1] }, "too many chunks"),
+        (Message::Got { digest, chunks: vec![ChunkIndex(u32::MAX)] }, "chunk index beyond any blob"),
+        (subscribe(65_536), "chunk index beyond any blob"),
+        (join(65_537), "more chunks than the largest blob has"),
+        (have(two_chunks, 1), "the chunk set does not fit the blob's size"),
+        (have(two_chunks, 3), "the chunk set does not fit the blob's size"),
+        (have(beyond, 1), "blob larger than any"),
+        (segment(beyond, 0, 2), "blob larger than any"),
+        (segment(u64::MAX, 0, 2), "blob larger than any"),
+        (segment(Layout::SIZE_MAX, 0, SEGMENT_STATES_MAX + 1), "too many states"),
+        (segment(two_chunks, 0, 0), "too few states"),
+        (segment(two_chunks, 0, 1), "too few states"),
+        (segment(two_chunks, 1, 2), "the states leave the blob"),
+        (segment(1, 0, 2), "the states leave the blob"),
+    ] {
+        assert_eq!(limit(&message), expected);
+    }
+    for sound in [segment(two_chunks, 0, 2), segment(1, 0, 1), have(two_chunks, 2), subscribe(65_535), join(65_536)] {
+        assert_eq!(decode_unsound(&sound), Ok(sound));
+    }
+}
+
+#[test]
+fn unknown_kinds_algorithms_and_answers_are_refused() {
+    assert!(matches!(decode_message(&[10]), Err(WireError::Malformed(_))));
+    let mut leave = vec![3, 2];
+    leave.extend([0; 64]);
+    assert_eq!(decode_message(&leave), Err(WireError::Limit("unknown digest algorithm")));
+    let known: Vec<_> = (0..=255).filter_map(Answer::from_byte).collect();
+    assert_eq!(known, [Answer::Bytes, Answer::Busy, Answer::Missing]);
+    assert!(known.iter().all(|answer| Answer::from_byte(answer.to_byte()) == Some(*answer)));
+}
+
+#[test]
+fn a_hello_of_another_version_is_named_as_such_whatever_follows() {
+    assert_eq!(decode_hello(&[2]), Err(WireError::Version(2)));
+    let hello = Hello { version: 77, proof: [0; 32] };
+    assert_eq!(decode_hello(body(&encode_hello(&hello))), Err(WireError::Version(77)));
+    assert_eq!(decode_hello(&[1]), Err(WireError::Truncated));
+}
+
+#[test]
+fn the_largest_messages_fit_into_a_frame() {
+    let digest = Digest::of(Algorithm::Sha512, b"");
+    let size = Layout::SIZE_MAX;
+    let count = Layout::new(size).unwrap().count();
+    let states = vec![State([0xff; 32]); SEGMENT_STATES_MAX];
+    let segment = Segment {
+        author: PeerId([0xff; 32]),
+        from: ChunkIndex(count - SEGMENT_STATES_MAX as u32),
+        states,
+        signature: Signature([0xff; 64]),
+    };
+    for message in [
+        Message::Have { digest, size, chunks: ChunkSet::full(count) },
+        Message::Got { digest, chunks: vec![ChunkIndex(count - 1); GOT_CHUNKS_MAX] },
+        Message::Joined { digest, peers: vec![contact_at("[ff::ff]:65535"); CONTACTS_MAX], lease: None, served: true },
+        Message::Segment { digest, size, segment },
+    ] {
+        assert_eq!(decode_message(body(&encode_message(&message))), Ok(message));
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A change of these strings is a change of the protocol: it needs a new [`VERSION`].
+#[test]
+fn the_encoding_stays_as_it_is() {
+    let aa = "aa".repeat(32);
+    let cc = "cc".repeat(32);
+    let (one, two, ee) = ("11".repeat(32), "22".repeat(32), "ee".repeat(64));
+    let ipv6 = format!("fd{}01", "00".repeat(14));
+    let golden = [
+        format!("0000{aa}fb2c01010107fd0000000000010000"),
+        format!("0100{aa}02{cc}000a000001fbbb13{cc}01{ipv6}fbbb13010701"),
+        format!("0200{aa}07"),
+        format!("0301{}", "bb".repeat(64)),
+        format!("0400{aa}05"),
+        format!("0500{aa}"),
+        format!("0600{aa}fc010028000b0104"),
+        format!("0700{aa}0201fbffff"),
+        format!("0800{aa}fc01002800{}0902{one}{two}{ee}", "dd".repeat(32)),
+        format!("0900{aa}"),
+    ];
+    assert_eq!(golden.len(), samples().len());
+    for (message, golden) in samples().iter().zip(golden) {
+        assert_eq!(hex(body(&encode_message(message))), golden, "{message:?}");
+    }
+    let hello = Hello { version: VERSION, proof: [0x55; 32] };
+    assert_eq!(hex(&encode_hello(&hello)), format!("2100000001{}", "55".repeat(32)));
+    let ask = Ask { digest: sha256(0xaa), chunk: ChunkIndex(251) };
+    assert_eq!(hex(&encode_ask(&ask)), format!("2400000000{aa}fbfb00"));
+}
