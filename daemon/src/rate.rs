@@ -13,44 +13,23 @@ use tokio::{
 const BURST_TIME: Duration = Duration::from_millis(10);
 /// A bucket always saves up this much, so that a slow one does not wait for each small piece.
 const BURST_BYTES_MIN: u64 = 64 * 1024;
+/// Longest time that is reckoned with; a rate of a few bytes a second would leave what a clock can express.
+const TIME_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// A token bucket shared by all its clones. Callers are served in the order in which they came.
 ///
 /// A take may be larger than the burst; it then waits until the excess is paid for.
 #[derive(Clone)]
 pub struct Bucket {
-    limit: Option<Arc<Limit>>,
-}
-
-struct Limit {
-    /// Bytes per second, at least 1.
-    rate: u64,
-    /// Time in which the burst refills.
-    burst: Duration,
-    /// When all that was taken is paid for. The lock is fair and held while its owner waits, hence the order; the
-    /// value changes after the wait only, hence a caller that gives up has taken nothing.
-    paid: Mutex<Instant>,
-}
-
-impl Limit {
-    fn duration(&self, bytes: u64) -> Duration {
-        let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(self.rate);
-        Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
-    }
+    /// The lock is fair and held while its owner waits: hence the order.
+    limit: Option<Arc<Mutex<Ledger>>>,
 }
 
 impl Bucket {
     /// A bucket that refills at `rate` bytes per second. It starts full.
     #[must_use]
     pub fn new(rate: Rate) -> Self {
-        let rate = rate.0.max(1);
-        let mut limit = Limit { rate, burst: Duration::ZERO, paid: Mutex::new(Instant::now()) };
-        limit.burst = BURST_TIME.max(limit.duration(BURST_BYTES_MIN));
-        // Full: everything up to one burst ago is paid for. `take` clamps to that anyway if it cannot be expressed.
-        if let Some(full) = Instant::now().checked_sub(limit.burst) {
-            *limit.paid.get_mut() = full;
-        }
-        Self { limit: Some(Arc::new(limit)) }
+        Self { limit: Some(Arc::new(Mutex::new(Ledger::new(rate, Instant::now())))) }
     }
 
     /// A bucket that never makes anybody wait.
@@ -77,140 +56,165 @@ impl Bucket {
         if bytes == 0 {
             return;
         }
-        let mut paid = limit.paid.lock().await;
+        let mut ledger = limit.lock().await;
         let now = Instant::now();
-        let start = now.checked_sub(limit.burst).map_or(*paid, |oldest| oldest.max(*paid));
-        // A sum past the end of time (a rate of a few bytes a second) becomes a very long wait.
-        let end = start.checked_add(limit.duration(bytes)).unwrap_or_else(far_future);
-        let due = end.checked_sub(limit.burst).unwrap_or(now);
-        if due > now {
-            sleep_until(due).await;
+        let charge = ledger.charge(now, bytes);
+        if charge.due > now {
+            sleep_until(charge.due).await;
         }
-        *paid = end;
+        // Booked after the wait only: a caller that gave up has taken nothing.
+        ledger.paid = charge.end;
     }
-}
-
-fn far_future() -> Instant {
-    const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
-    Instant::now() + YEAR
 }
 
 impl fmt::Debug for Bucket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.limit {
-            None => f.write_str("Bucket(unlimited)"),
-            Some(limit) => write!(f, "Bucket({} B/s)", limit.rate),
-        }
+        f.write_str(if self.is_limited() { "Bucket(limited)" } else { "Bucket(unlimited)" })
+    }
+}
+
+/// The arithmetic of a bucket, without a clock: debts are kept as the moment at which they are paid for.
+struct Ledger {
+    /// Bytes per second, at least 1.
+    rate: u64,
+    /// Time in which the burst refills.
+    burst: Duration,
+    /// When all that was taken is paid for; at most one burst ago counts as saved up.
+    paid: Instant,
+}
+
+/// What a take costs.
+struct Charge {
+    /// When the bytes may pass.
+    due: Instant,
+    /// The new [`Ledger::paid`].
+    end: Instant,
+}
+
+impl Ledger {
+    fn new(rate: Rate, now: Instant) -> Self {
+        let mut ledger = Self { rate: rate.0.max(1), burst: BURST_TIME, paid: now };
+        ledger.burst = BURST_TIME.max(ledger.duration(BURST_BYTES_MIN)).min(TIME_MAX);
+        // Full, unless the machine's clock started less than a burst ago.
+        ledger.paid = now.checked_sub(ledger.burst).unwrap_or(now);
+        ledger
+    }
+
+    /// Time in which `bytes` refill, within bounds that a clock can express.
+    fn duration(&self, bytes: u64) -> Duration {
+        let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(self.rate);
+        u64::try_from(nanos).map_or(TIME_MAX, Duration::from_nanos).min(TIME_MAX)
+    }
+
+    fn charge(&self, now: Instant, bytes: u64) -> Charge {
+        let oldest = now.checked_sub(self.burst).unwrap_or(self.paid);
+        let end = self.paid.max(oldest) + self.duration(bytes);
+        Charge { due: end.checked_sub(self.burst).unwrap_or(now), end }
     }
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
+    use std::sync::Mutex as SyncMutex;
+
+    use futures_util::FutureExt;
+
     use super::*;
 
     /// 1 MB/s: its burst is 64 KiB, about 65.5 ms.
-    fn megabyte() -> Bucket {
-        Bucket::new(Rate(1_000_000))
+    const MEGABYTE: Rate = Rate(1_000_000);
+
+    /// A ledger and a clock that jumps to the end of each wait.
+    struct Clock {
+        start: Instant,
+        now: Instant,
+        ledger: Ledger,
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn an_unlimited_bucket_never_waits() {
-        let start = Instant::now();
-        Bucket::unlimited().take(u64::MAX).await;
-        assert_eq!(start.elapsed(), Duration::ZERO);
+    impl Clock {
+        fn new(rate: Rate) -> Self {
+            let start = Instant::now();
+            Self { start, now: start, ledger: Ledger::new(rate, start) }
+        }
+
+        /// Takes `bytes` and returns the seconds since the start.
+        fn take(&mut self, bytes: u64) -> f64 {
+            let charge = self.ledger.charge(self.now, bytes);
+            self.now = self.now.max(charge.due);
+            self.ledger.paid = charge.end;
+            (self.now - self.start).as_secs_f64()
+        }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_long_stream_passes_at_the_rate() {
-        let bucket = megabyte();
-        let start = Instant::now();
+    #[test]
+    fn a_long_stream_passes_at_the_rate() {
+        let mut clock = Clock::new(MEGABYTE);
+        let elapsed = (0..1000).map(|_| clock.take(10_000)).last();
+        assert!(elapsed.is_some_and(|elapsed| (9.9..=10.0).contains(&elapsed)), "10 MB at 1 MB/s took {elapsed:?} s");
+    }
+
+    #[test]
+    fn timers_that_fire_late_do_not_lower_the_rate() {
+        let mut clock = Clock::new(Rate(100_000_000));
+        let mut elapsed = 0.0;
         for _ in 0..1000 {
-            bucket.take(10_000).await;
+            elapsed = clock.take(100_000);
+            clock.now += Duration::from_micros(900);
         }
-        let elapsed = start.elapsed().as_secs_f64();
-        assert!((9.9..=10.1).contains(&elapsed), "10 MB at 1 MB/s took {elapsed} s");
+        assert!((0.98..=1.0).contains(&elapsed), "100 MB at 100 MB/s took {elapsed} s");
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_take_larger_than_the_burst_waits_for_the_excess() {
-        let bucket = megabyte();
-        let start = Instant::now();
-        bucket.take(BURST_BYTES_MIN + 500_000).await;
-        let elapsed = start.elapsed();
-        assert!((Duration::from_millis(499)..Duration::from_millis(502)).contains(&elapsed), "{elapsed:?}");
+    #[test]
+    fn a_take_larger_than_the_burst_waits_for_the_excess() {
+        let elapsed = Clock::new(MEGABYTE).take(BURST_BYTES_MIN + 500_000);
+        assert!((0.4999..=0.5001).contains(&elapsed), "{elapsed}");
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn an_idle_bucket_saves_up_one_burst_and_no_more() {
-        let bucket = megabyte();
-        tokio::time::sleep(Duration::from_secs(60)).await;
-        let start = Instant::now();
-        bucket.take(BURST_BYTES_MIN).await;
-        assert_eq!(start.elapsed(), Duration::ZERO);
-        bucket.take(100_000).await;
-        assert!(start.elapsed() >= Duration::from_millis(99), "{:?}", start.elapsed());
+    #[test]
+    fn an_idle_bucket_saves_up_one_burst_and_no_more() {
+        let mut clock = Clock::new(MEGABYTE);
+        clock.now += Duration::from_secs(60);
+        assert!(clock.take(BURST_BYTES_MIN) <= 60.0);
+        let elapsed = clock.take(100_000);
+        assert!((60.0999..=60.1001).contains(&elapsed), "{elapsed}");
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn the_burst_of_a_fast_bucket_is_a_short_time() {
-        let bucket = Bucket::new(Rate(1_000_000_000));
-        let start = Instant::now();
-        bucket.take(100_000_000).await;
-        let elapsed = start.elapsed();
-        assert!(elapsed >= Duration::from_millis(100) - BURST_TIME, "{elapsed:?}");
+    #[test]
+    fn the_burst_of_a_fast_bucket_is_a_short_time() {
+        let elapsed = Clock::new(Rate(1_000_000_000)).take(100_000_000);
+        assert!((0.0899..=0.0901).contains(&elapsed), "{elapsed}");
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn callers_are_served_in_the_order_in_which_they_came() {
-        let bucket = megabyte();
-        let order = Arc::new(std::sync::Mutex::new(Vec::new()));
-        let mut tasks = Vec::new();
-        for (name, bytes) in [(0, 400_000), (1, 10), (2, 200_000), (3, 1)] {
-            let (bucket, order) = (bucket.clone(), Arc::clone(&order));
-            tasks.push(tokio::spawn(async move {
-                bucket.take(bytes).await;
-                order.lock().unwrap().push(name);
-            }));
-            tokio::task::yield_now().await;
-        }
-        for task in tasks {
-            task.await.unwrap();
-        }
-        assert_eq!(*order.lock().unwrap(), [0, 1, 2, 3]);
+    #[test]
+    fn the_slowest_and_the_fastest_rate_do_not_overflow() {
+        assert!(Clock::new(Rate(1)).take(u64::MAX) > 1e6);
+        assert!(Clock::new(Rate(u64::MAX)).take(u64::MAX) <= 1.0);
+        assert!(Clock::new(Rate(0)).take(BURST_BYTES_MIN + 1) >= 1.0);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn callers_that_take_equal_pieces_get_equal_shares() {
-        let bucket = megabyte();
-        let mut tasks = Vec::new();
-        for _ in 0..4 {
-            let bucket = bucket.clone();
-            tasks.push(tokio::spawn(async move {
-                let end = Instant::now() + Duration::from_secs(10);
-                let mut bytes = 0_u64;
-                while Instant::now() < end {
-                    bucket.take(65_536).await;
-                    bytes += 65_536;
-                }
-                bytes
-            }));
-        }
-        let mut shares = Vec::new();
-        for task in tasks {
-            shares.push(task.await.unwrap());
-        }
-        let (least, most) = (shares.iter().min().unwrap(), shares.iter().max().unwrap());
-        assert!(most - least <= 65_536, "{shares:?}");
+    #[test]
+    fn an_unlimited_bucket_never_waits() {
+        assert!(Bucket::unlimited().take(u64::MAX).now_or_never().is_some());
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_caller_that_gives_up_has_taken_nothing() {
-        let bucket = megabyte();
-        let late = tokio::time::timeout(Duration::from_millis(10), bucket.take(1_000_000_000)).await;
-        assert!(late.is_err());
-        let start = Instant::now();
-        bucket.take(BURST_BYTES_MIN).await;
-        assert_eq!(start.elapsed(), Duration::ZERO);
+        let bucket = Bucket::new(MEGABYTE);
+        assert!(bucket.take(1_000_000_000).now_or_never().is_none());
+        assert!(bucket.take(BURST_BYTES_MIN).now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn callers_are_served_in_the_order_in_which_they_came() {
+        let bucket = Bucket::new(Rate(100_000_000));
+        let order = SyncMutex::new(Vec::new());
+        let caller = async |name: u8, bytes: u64| {
+            bucket.take(bytes).await;
+            if let Ok(mut order) = order.lock() {
+                order.push(name);
+            }
+        };
+        tokio::join!(caller(0, 2_000_000), caller(1, 10), caller(2, 1_500_000), caller(3, 1));
+        assert_eq!(order.into_inner().ok(), Some(vec![0, 1, 2, 3]));
     }
 }
