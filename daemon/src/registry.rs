@@ -2,7 +2,7 @@
 //!
 //! It answers GET and HEAD of manifests and blobs for allow-listed upstreams. Content by digest comes from the node (store,
 //! peers, origin), tags are resolved at the origin only. Everything is answered or refused within the answer deadline, with
-//! a status that makes clients fall back; see [`error`].
+//! a status that makes clients fall back (the `error` module says which and why).
 
 mod access;
 mod blob;

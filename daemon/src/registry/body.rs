@@ -27,6 +27,8 @@ pub(super) struct Body {
     remaining: u64,
     /// Counts and logs; dropped with the body, which is when the answer is over.
     record: Option<Record>,
+    /// Why the body must end, once what was sent before has been given a chance to leave.
+    broken: Option<io::Error>,
     /// The share of the memory budget that a manifest occupies until it is sent.
     _permit: Option<OwnedSemaphorePermit>,
 }
@@ -40,7 +42,7 @@ impl Body {
     /// A body of bytes at hand.
     pub(super) fn full(bytes: Bytes) -> Self {
         let remaining = bytes.len() as u64;
-        Self { source: Source::Full(bytes), remaining, record: None, _permit: None }
+        Self { source: Source::Full(bytes), remaining, record: None, broken: None, _permit: None }
     }
 
     /// No bytes.
@@ -51,7 +53,7 @@ impl Body {
     /// A body of exactly `length` bytes from `stream`, which may pause for up to `idle` at a time.
     pub(super) fn stream(stream: Bytestream, length: u64, idle: Duration) -> Self {
         let source = Source::Stream { stream, idle, alarm: None };
-        Self { source, remaining: length, record: None, _permit: None }
+        Self { source, remaining: length, record: None, broken: None, _permit: None }
     }
 
     /// Keeps `permit` until the body is sent or dropped.
@@ -98,6 +100,9 @@ impl http_body::Body for Body {
         if body.remaining == 0 {
             return Poll::Ready(None);
         }
+        if let Some(error) = body.broken.take() {
+            return Poll::Ready(Some(Err(error)));
+        }
         let result = match std::task::ready!(body.poll_bytes(cx)) {
             Ok(bytes) if bytes.len() as u64 > body.remaining => {
                 Err(io::Error::new(io::ErrorKind::InvalidData, "more bytes than the blob has"))
@@ -117,7 +122,10 @@ impl http_body::Body for Body {
                 if let Some(record) = &mut body.record {
                     record.failed(&error);
                 }
-                Poll::Ready(Some(Err(error)))
+                // hyper throws away what it has buffered, even the head, when a body fails; it flushes when one pauses.
+                body.broken = Some(error);
+                cx.waker().wake_by_ref();
+                Poll::Pending
             }
         }
     }

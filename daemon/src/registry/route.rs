@@ -46,7 +46,16 @@ pub(super) struct Upstreams {
 impl Upstreams {
     /// The upstreams by the name clients use; `default` names the one for requests that name none.
     pub(super) fn new(by_name: BTreeMap<String, Arc<Upstream>>, default: Option<&str>) -> Self {
-        let default = default.and_then(|name| by_name.get(name).cloned());
+        let default = default.and_then(|name| {
+            let found = by_name.get(name).cloned();
+            if found.is_none() {
+                tracing::warn!(
+                    name,
+                    "the default upstream is not one of the upstreams: requests that name none are refused"
+                );
+            }
+            found
+        });
         Self { by_name, default }
     }
 

@@ -87,10 +87,11 @@ impl Front {
 
     async fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Reply {
         let mut request = format!("{method} {path} HTTP/1.1\r\nConnection: close\r\n");
-        for (name, value) in [("Host", "localhost")].iter().chain(headers) {
-            if *name != "Host" || !headers.iter().any(|(name, _)| *name == "Host") || *value != "localhost" {
-                request.push_str(&format!("{name}: {value}\r\n"));
-            }
+        if headers.iter().all(|(name, _)| *name != "Host") {
+            request.push_str("Host: localhost\r\n");
+        }
+        for (name, value) in headers {
+            request.push_str(&format!("{name}: {value}\r\n"));
         }
         request.push_str("\r\n");
         let reply = self.raw(request.as_bytes()).await;
@@ -402,6 +403,28 @@ async fn one_connection_carries_many_requests() {
     front.served.await.unwrap();
     assert_eq!(stream.read(&mut [0; 1]).await.unwrap(), 0);
     assert_eq!(front.registry.counters().connections.load(Relaxed), 0);
+}
+
+#[tokio::test]
+async fn a_connection_too_many_is_told_so() {
+    let registry = Registry::with_content(RegistryConfig::default(), Fake::default().shared());
+    let request = hyper::Request::get("/v2/").body(()).unwrap();
+    let response = registry.answer(request, "127.0.0.1:5050".parse().unwrap(), true).await;
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[tokio::test]
+async fn every_answer_is_counted_once_it_is_over() {
+    let front = Front::new(Fake::default().with_content(BLOB).refusing(OpenError::Corrupt)).await;
+    for path in ["/v2/", "/", &blob_path()] {
+        front.get(path).await;
+    }
+    front.shutdown.cancel();
+    front.served.await.unwrap();
+    let counters = front.registry.counters();
+    assert_eq!(counters.requests.load(Relaxed), 3);
+    assert_eq!(counters.unavailable.load(Relaxed), 1);
+    assert_eq!(counters.cut_bodies.load(Relaxed), 0);
 }
 
 #[tokio::test]
