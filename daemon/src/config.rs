@@ -83,7 +83,7 @@ pub struct LimitsConfig {
 pub struct UpstreamConfig {
     /// The name in image references: `docker.io`, `registry.test:5000`. Lower case.
     pub name: String,
-    /// Where it is: `https://host[:port]/`, or `http://` for a registry without TLS.
+    /// Where it is: `https://`, or `http://` for a registry without TLS, a host, perhaps a path.
     #[serde(serialize_with = "values::serialize_text")]
     pub url: Url,
     /// The account to present when the registry asks for one. Comes with `password` or `password_file`.
@@ -91,12 +91,37 @@ pub struct UpstreamConfig {
     /// The account's password or token, given in the configuration itself.
     #[serde(skip)]
     pub password: Option<Password>,
-    /// The file that holds it: re-read when it is needed, so that it may be rotated.
+    /// The file that holds it. See [`UpstreamConfig::read_password`].
     pub password_file: Option<PathBuf>,
     /// PEM certificates to trust beside the system's.
     pub ca_file: Option<PathBuf>,
-    /// Whether content that needed credentials may be handed to every peer of the cluster and every client of this node.
+    /// Whether redirects and token realms of a public registry may lead to private addresses (never to loopback or
+    /// link-local ones).
     pub allow_private: bool,
+    /// Hosts beyond the registry's own site that may be its token realm and get its credentials.
+    pub realm_hosts: Vec<String>,
+}
+
+impl UpstreamConfig {
+    /// The password, from the configuration or from its file, without the line end. None: anonymous.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is empty.
+    pub fn read_password(&self) -> Result<Option<Password>, ConfigError> {
+        let Some(file) = &self.password_file else { return Ok(self.password.clone()) };
+        let refused = |problem: String, hint: &str| ConfigError::Value {
+            place: format!("password_file of upstream {}", self.name),
+            problem,
+            hint: hint.to_owned(),
+        };
+        let text = std::fs::read_to_string(file).map_err(|error| {
+            refused(format!("cannot read {}: {error}", file.display()), "name a file that the daemon's user may read")
+        })?;
+        match text.trim_end_matches(['\r', '\n']) {
+            "" => Err(refused(format!("{} is empty", file.display()), "put the password or token on its first line")),
+            password => Ok(Some(Password(password.to_owned()))),
+        }
+    }
 }
 
 /// A password that never prints itself.
@@ -212,7 +237,7 @@ impl Config {
             SocketAddr::from((host, P2P_PORT))
         });
         let (log, log_filter) = values::log(&layers)?;
-        let config = Self {
+        let mut config = Self {
             data_dir: data_dir(&layers, &sources)?,
             registry_listen: layers
                 .list("registry_listen", values::address)?
@@ -242,6 +267,7 @@ impl Config {
         };
         config.check_secret(&layers)?;
         config.check_ports(&layers)?;
+        config.warn_of_isolation();
         Ok(config)
     }
 
@@ -263,6 +289,24 @@ impl Config {
             problem: format!("{} is not a loopback address and no secret is given", self.p2p_listen),
             hint: "make one with `shoal key generate --output FILE` and give secret_file (SHOAL_SECRET_FILE, --secret-file)".to_owned(),
         })
+    }
+
+    /// Allowed (a cluster on one machine), but most likely the secret was forgotten.
+    fn warn_of_isolation(&mut self) {
+        let elsewhere = |peer: &&String| {
+            let loopback = peer.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_loopback());
+            !loopback
+                && !peer.starts_with("localhost:")
+                && !peer.starts_with("/ip4/127.")
+                && !peer.starts_with("/ip6/::1/")
+        };
+        if self.secret_file.is_none()
+            && let Some(peer) = self.bootstrap.iter().find(elsewhere)
+        {
+            self.warnings.push(format!(
+                "bootstrap: without secret_file this node talks to peers on loopback only, so it will not join {peer}"
+            ));
+        }
     }
 
     /// Two TCP listeners on one address would fail at start with a less helpful message.

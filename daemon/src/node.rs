@@ -70,6 +70,17 @@ pub enum OpenError {
     Overloaded(&'static str),
 }
 
+/// A fetch or held blob as people see it.
+#[derive(Debug, Clone, Copy)]
+pub struct NodeFetch {
+    /// What the machine knows of it.
+    pub view: FetchView,
+    /// Verified bytes that this fetch got from the origin.
+    pub from_origin: u64,
+    /// Verified bytes that this fetch got from peers.
+    pub from_peers: u64,
+}
+
 /// The handle that clients of the node hold.
 #[derive(Debug, Clone)]
 pub struct Node {
@@ -157,7 +168,7 @@ impl Node {
     }
 
     /// The fetches and held blobs of the swarm; empty if the node shuts down.
-    pub async fn fetches(&self) -> Vec<FetchView> {
+    pub async fn fetches(&self) -> Vec<NodeFetch> {
         let (tx, rx) = oneshot::channel();
         if self.shared.commands.send(Command::Report(tx)).await.is_err() {
             return Vec::new();

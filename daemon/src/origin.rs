@@ -241,18 +241,39 @@ impl Origin {
     /// # Errors
     /// See [`OriginError`].
     pub async fn open(&self, source: &Source, digest: &Digest, from: u64) -> Result<Body, OriginError> {
+        self.open_range(source, digest, from, None).await
+    }
+
+    /// Opens the bytes of content by digest from `from` up to `end` (none: to its end), so that the origin sends no more
+    /// than what is wanted. An origin that ignores ranges sends more; the caller stops reading then.
+    ///
+    /// # Errors
+    /// See [`OriginError`].
+    pub async fn open_range(
+        &self,
+        source: &Source,
+        digest: &Digest,
+        from: u64,
+        end: Option<u64>,
+    ) -> Result<Body, OriginError> {
         let deadline = self.deadline();
         let mut request = request(source, digest, Method::GET);
-        if from > 0 {
-            request.range = HeaderValue::try_from(format!("bytes={from}-")).ok();
+        let asked = match end {
+            Some(end) => format!("bytes={from}-{}", end.saturating_sub(1)),
+            None => format!("bytes={from}-"),
+        };
+        let ranged = from > 0 || end.is_some();
+        if ranged {
+            request.range = HeaderValue::try_from(asked.as_str()).ok();
         }
         let reply = self.send(&request, deadline).await?;
         match reply.response.status() {
             StatusCode::OK => self.whole(source, digest, reply, from, deadline).await,
-            StatusCode::PARTIAL_CONTENT if from > 0 => {
-                let range = content_range(&reply).filter(|range| range.first == from && range.last + 1 == range.total);
-                let range = range.ok_or_else(|| reply.protocol(format!("answered another range than the asked bytes={from}-")))?;
-                let expected = range.total - from;
+            StatusCode::PARTIAL_CONTENT if ranged => {
+                let range = content_range(&reply)
+                    .filter(|range| range.first == from && range.last + 1 == end.unwrap_or(range.total).min(range.total));
+                let range = range.ok_or_else(|| reply.protocol(format!("answered another range than the asked {asked}")))?;
+                let expected = range.last + 1 - from;
                 if reply.length().is_some_and(|length| length != expected) {
                     return Err(reply.protocol("Content-Length contradicts Content-Range"));
                 }
@@ -261,7 +282,7 @@ impl Origin {
                 }
                 Ok(self.body(range.total, 0, expected, reply))
             }
-            status => Err(reply.protocol(format!("unexpected status {} to bytes={from}-", status.as_u16()))),
+            status => Err(reply.protocol(format!("unexpected status {} to {asked}", status.as_u16()))),
         }
     }
 

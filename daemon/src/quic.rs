@@ -38,7 +38,7 @@ pub use self::{
     tls::TlsError,
 };
 use self::{close::Close, endpoint::Inner};
-use crate::{identity::Identity, secret::Secret};
+use crate::{identity::Identity, rate::Bucket, secret::Secret};
 
 /// What a data plane is made of.
 #[derive(Debug, Clone)]
@@ -51,8 +51,8 @@ pub struct DataPlaneConfig {
     pub secret: Secret,
     /// Cap on the bytes of chunks that are sent, over all peers.
     pub upload: Option<Rate>,
-    /// Cap on the bytes of chunks that are received, over all peers.
-    pub download: Option<Rate>,
+    /// Cap on the bytes of chunks that are received, over all peers; shared with whatever else counts as download.
+    pub download: Bucket,
     /// Most sessions and dials at once.
     pub connections: usize,
 }
@@ -63,8 +63,8 @@ impl DataPlaneConfig {
 
     /// A configuration without caps.
     #[must_use]
-    pub const fn new(listen: SocketAddr, identity: Identity, secret: Secret) -> Self {
-        Self { listen, identity, secret, upload: None, download: None, connections: Self::CONNECTIONS }
+    pub fn new(listen: SocketAddr, identity: Identity, secret: Secret) -> Self {
+        Self { listen, identity, secret, upload: None, download: Bucket::optional(None), connections: Self::CONNECTIONS }
     }
 }
 

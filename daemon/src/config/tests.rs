@@ -62,7 +62,7 @@ const SAMPLES: &[(&str, &str, &str, &str)] = &[
     ("stream", "\"sealed\"", "sealed", r#""sealed""#),
     ("tag_ttl", "\"5m\"", "5m", r#""300s""#),
     ("shutdown_grace", "\"250ms\"", "250ms", r#""250ms""#),
-    ("registry_hosts", "[\"Shoal.test\"]", "Shoal.test", r#"["shoal.test"]"#),
+    ("registry_hosts", "[\"Shoal.test\", \"[::2]\"]", "Shoal.test,[::2]", r#"["shoal.test","::2"]"#),
     ("limits.upload", "\"25MB/s\"", "25MB/s", ""),
     ("limits.download", "\"1Gbit/s\"", "1Gbit/s", ""),
     ("limits.origin", "\"1MiB/s\"", "1MiB/s", ""),
@@ -162,8 +162,14 @@ fn unknown_keys_are_refused_with_the_nearest_key() {
         ("[limits]\nuplod = \"1MB/s\"", "shoal.toml: unknown key `uplod` in [limits]; did you mean `upload`?"),
         ("data-dir = \"/x\"", "shoal.toml: unknown key `data-dir`; did you mean `data_dir`?"),
         ("upload = \"1MB/s\"", "shoal.toml: unknown key `upload`; `upload` belongs into [limits]"),
-        ("[limits]\nzone = \"a\"", "shoal.toml: unknown key `zone` in [limits]; `zone` belongs to the top of the file, before the first [table]"),
-        ("[upstreams.\"a.test\"]\nulr = \"x\"", "shoal.toml: unknown key `ulr` in [upstreams.\"a.test\"]; did you mean `url`?"),
+        (
+            "[limits]\nzone = \"a\"",
+            "shoal.toml: unknown key `zone` in [limits]; `zone` belongs to the top of the file, before the first [table]",
+        ),
+        (
+            "[upstreams.\"a.test\"]\nulr = \"x\"",
+            "shoal.toml: unknown key `ulr` in [upstreams.\"a.test\"]; did you mean `url`?",
+        ),
     ];
     for (text, expected) in cases {
         assert_eq!(setup().file(text).refused(), expected);
@@ -183,7 +189,7 @@ fn each_bad_value_names_its_key_and_the_allowed_form() {
         ("upstream", "docker.io", "NAME=URL"),
         ("upstream", "a/b=https://a.test", "HOST or HOST:PORT"),
         ("upstream", "a.test=ftp://a.test", "https://HOST"),
-        ("upstream", "a.test=https://a.test/v2/", "https://HOST"),
+        ("upstream", "a.test=https://a.test/?x", "https://HOST"),
         ("default-upstream", "ghcr.oi", "did you mean `ghcr.io`?"),
         ("zone", "a b", "64 printable"),
         ("rack", "\u{e4}", "64 printable"),
@@ -193,7 +199,8 @@ fn each_bad_value_names_its_key_and_the_allowed_form() {
         ("tag-ttl", "30", "500ms, 30s, 5m or 2h"),
         ("shutdown-grace", "-3s", "500ms, 30s, 5m or 2h"),
         ("shutdown-grace", "99999999999999999999h", "500ms, 30s, 5m or 2h"),
-        ("registry-hosts", "http://a.test", "HOST or HOST:PORT"),
+        ("registry-hosts", "http://a.test", "without scheme and port"),
+        ("registry-hosts", "a.test:5050", "without scheme and port"),
         ("limits-upload", "0MB/s", "25MB/s"),
         ("limits-download", "fast", "25MB/s"),
         ("limits-origin", "-1MB/s", "25MB/s"),
@@ -209,13 +216,27 @@ fn each_bad_value_names_its_key_and_the_allowed_form() {
 }
 
 #[test]
+fn an_empty_flag_is_refused() {
+    for key in KEYS {
+        let message = setup().flag(key.flag, "").refused();
+        assert_eq!(message, format!("--{}: it is empty; give a value or leave it out", key.flag));
+    }
+}
+
+#[test]
 fn values_of_the_wrong_toml_type_are_told_as_such() {
     let cases = [
         ("zone = [\"a\"]", "key `zone` in shoal.toml: it is a list; the form is one text: \"TEXT\""),
         ("zone = true", "key `zone` in shoal.toml: it is true or false; the form is one text: \"TEXT\""),
         ("zone = \"\"", "key `zone` in shoal.toml: it is empty; the form is one text: \"TEXT\""),
-        ("limits = 3", "key `limits` in shoal.toml: it is a number; it is a table: write [limits] on a line of its own and its keys below"),
-        ("bootstrap = [[\"a\"]]", "key `bootstrap` in shoal.toml: it is a list; the form is a list of texts: [\"HOST:PORT\"]"),
+        (
+            "limits = 3",
+            "key `limits` in shoal.toml: it is a number; it is a table: write [limits] on a line of its own and its keys below",
+        ),
+        (
+            "bootstrap = [[\"a\"]]",
+            "key `bootstrap` in shoal.toml: it is a list; the form is a list of texts: [\"HOST:PORT\"]",
+        ),
     ];
     for (text, expected) in cases {
         assert_eq!(setup().file(text).refused(), expected);
@@ -239,7 +260,8 @@ fn two_listeners_on_one_port_are_refused() {
 #[test]
 fn upstreams_of_the_file_carry_credentials_and_pairs_replace_them_whole() {
     let file = "[upstreams.\"docker.io\"]\nusername = \"u\"\npassword_file = \"/p\"\nallow_private = true\n\
-                [upstreams.\"Registry.test:5000\"]\nurl = \"http://127.0.0.1:9\"\nca_file = \"/ca\"\n";
+                [upstreams.\"Registry.test:5000\"]\nurl = \"http://127.0.0.1:9\"\nca_file = \"/ca\"\n\
+                realm_hosts = [\"auth.test\"]\n";
     let config = setup().file(file).load().unwrap();
     let names: Vec<_> = config.upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
     assert_eq!(names, ["docker.io", "registry.test:5000"], "no default set beside configured ones");
@@ -251,6 +273,7 @@ fn upstreams_of_the_file_carry_credentials_and_pairs_replace_them_whole() {
     assert_eq!(config.upstreams[0].url.as_str(), "https://mirror.test/");
     assert_eq!(config.upstreams[0].username, None, "the credentials were meant for another host");
     assert_eq!(config.upstreams[1].ca_file.as_deref(), Some("/ca".as_ref()));
+    assert_eq!(config.upstreams[1].realm_hosts, ["auth.test"]);
 
     let config = setup().env("SHOAL_UPSTREAM", "a.test=https://a.test, b.test=https://b.test:8443").load().unwrap();
     assert_eq!(config.upstreams[1].url.as_str(), "https://b.test:8443/");
@@ -263,13 +286,32 @@ fn incomplete_credentials_are_refused() {
         ("username = \"u\"", "key `upstreams.\"a.test\".username`", "add password_file"),
         ("password = \"p\"", "key `upstreams.\"a.test\".password`", "add username"),
         ("password_file = \"/p\"", "key `upstreams.\"a.test\".password_file`", "add username"),
-        ("username = \"u\"\npassword = \"p\"\npassword_file = \"/p\"", "key `upstreams.\"a.test\".password`", "keep one"),
+        (
+            "username = \"u\"\npassword = \"p\"\npassword_file = \"/p\"",
+            "key `upstreams.\"a.test\".password`",
+            "keep one",
+        ),
+        ("realm_hosts = \"a.test\"", "key `upstreams.\"a.test\".realm_hosts`", "a list of host names"),
+        ("realm_hosts = [\"https://a\"]", "key `upstreams.\"a.test\".realm_hosts`", "a list of host names"),
         ("allow_private = \"yes\"", "key `upstreams.\"a.test\".allow_private`", "true or false"),
     ];
     for (fields, place, hint) in cases {
         let message = setup().file(&format!("[upstreams.\"a.test\"]\n{fields}\n")).refused();
         assert!(message.starts_with(place) && message.contains(hint), "{message}");
     }
+}
+
+#[test]
+fn a_password_file_is_read_without_its_line_end() {
+    let kept = setup();
+    let file = kept.directory.path().join("token");
+    let toml = format!("[upstreams.\"a.test\"]\nusername = \"u\"\npassword_file = \"{}\"\n", file.display());
+    let upstream = setup().file(&toml).load().unwrap().upstreams.remove(0);
+    assert!(upstream.read_password().unwrap_err().to_string().contains("cannot read"));
+    fs::write(&file, "\n").unwrap();
+    assert!(upstream.read_password().unwrap_err().to_string().contains("is empty"));
+    fs::write(&file, "hunter2\r\n").unwrap();
+    assert_eq!(upstream.read_password().unwrap().unwrap().expose(), "hunter2");
 }
 
 #[test]
@@ -308,6 +350,15 @@ fn a_misspelt_variable_is_warned_about_and_kubernetes_service_variables_are_not(
     assert_eq!(config.warnings, ["SHOAL_ZNOE: unknown variable; did you mean SHOAL_ZONE?"]);
     let service = setup().env("SHOAL_SERVICE_HOST", "10.0.0.1").env("SHOAL_PORT_5051_TCP_ADDR", "10.0.0.1");
     assert_eq!(service.env("SHOAL_CONFIG", "/x").load().unwrap().warnings, Vec::<String>::new());
+}
+
+#[test]
+fn peers_elsewhere_without_a_secret_are_warned_about() {
+    let warned = |peer: &str| setup().flag("bootstrap", peer).load().unwrap().warnings.len();
+    assert_eq!(warned("node1.test:5051"), 1);
+    assert_eq!([warned("127.0.0.1:4000"), warned("localhost:4000"), warned("/ip4/127.0.0.1/tcp/4000")], [0; 3]);
+    let with_secret = setup().flag("bootstrap", "node1.test:5051").flag("secret-file", "/s");
+    assert_eq!(with_secret.load().unwrap().warnings, Vec::<String>::new());
 }
 
 #[test]

@@ -13,7 +13,7 @@ use shoal_proto::{
     chunk::ChunkIndex,
     digest::Digest,
     peer::{Contact, PeerId},
-    swarm::{self, AskId, FetchView, Input, Output, PullId, ReaderId, RunId, Swarm},
+    swarm::{self, AskId, Input, Output, PullId, ReaderId, RunId, Swarm},
     time::Time,
     tracker::{self, Tracker},
     wire::{Ask, Message},
@@ -25,7 +25,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Flights, Want, flight::Flight, parts::Parts};
+use super::{Flights, NodeFetch, Want, flight::Flight, parts::Parts};
 use crate::{
     identity,
     origin::{OriginError, Source},
@@ -48,7 +48,7 @@ pub(super) enum Command {
     /// A reader is gone.
     ReaderLeft { digest: Digest, reader: ReaderId },
     /// Tell what is going on.
-    Report(oneshot::Sender<Vec<FetchView>>),
+    Report(oneshot::Sender<Vec<NodeFetch>>),
 }
 
 /// What a task found out.
@@ -98,6 +98,11 @@ impl Job {
 
     pub(super) fn origin_error(&self) -> Option<OriginError> {
         self.origin_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Bytes that came from the origin and from peers.
+    fn sources(&self) -> (u64, u64) {
+        (self.from_origin.load(Ordering::Relaxed), self.from_peers.load(Ordering::Relaxed))
     }
 
     pub(super) fn count_origin(&self, bytes: u64) {
@@ -276,7 +281,12 @@ impl Driver {
             Command::Reading { digest, reader, chunk } => self.swarm(Input::Reading { digest, reader, chunk }),
             Command::ReaderLeft { digest, reader } => self.swarm(Input::ReaderLeft { digest, reader }),
             Command::Report(reply) => {
-                reply.send(self.swarm.fetches().collect()).ok();
+                let views = self.swarm.fetches().map(|view| {
+                    let job = self.jobs.get(&view.digest);
+                    let (origin, peers) = job.map_or((0, 0), |job| job.sources());
+                    NodeFetch { view, from_origin: origin, from_peers: peers }
+                });
+                reply.send(views.collect()).ok();
             }
         }
     }
@@ -446,7 +456,10 @@ impl Driver {
 
 /// Gives a sealed blob whose chain was lost a new one, signed by this node: its bytes are proven.
 fn with_chain(parts: &Parts, digest: &Digest, sealed: Option<SealedBlob>) -> std::io::Result<Option<SealedBlob>> {
-    let Some(mut sealed) = sealed.filter(|sealed| sealed.segments.is_empty()) else { return Ok(sealed) };
+    let mut sealed = match sealed {
+        Some(sealed) if sealed.segments.is_empty() => sealed,
+        sealed => return Ok(sealed),
+    };
     let Some((states, found)) = crate::verify::derive(&sealed.file)? else { return Ok(Some(sealed)) };
     if found != *digest {
         return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "the file no longer matches its digest"));

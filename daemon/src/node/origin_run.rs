@@ -78,7 +78,7 @@ impl Run {
         let end = self.layout.zip(self.until).map(|(layout, until)| layout.range(until).start);
         let mut body =
             parts.origin.open_range(&self.source, &self.digest, start, end).await.map_err(Failure::Origin)?;
-        let size = body.size();
+        let size = body.size;
         let Some(layout) = Layout::new(size) else { return Err(Failure::Disk) };
         if self.layout.is_some_and(|known| known != layout) {
             return Err(Failure::Corrupt);

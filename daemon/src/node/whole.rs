@@ -30,7 +30,7 @@ pub(super) fn spawn(parts: Arc<Parts>, flights: Flights, want: Want, flight: Arc
 
 async fn fetch(parts: &Parts, want: &Want, flight: &Flight) -> Result<(), OpenError> {
     let mut body = parts.origin.open(&want.source, &want.digest, 0).await?;
-    let size = body.size();
+    let size = body.size;
     let layout = Layout::new(size).ok_or(OpenError::Overloaded("the blob is too large"))?;
     let (store, digest) = (parts.store.clone(), want.digest);
     let partial = blocking(move || store.create(&digest, size)).await?;
@@ -62,7 +62,7 @@ async fn fill(body: &mut Body, digest: Digest, partial: &PartialBlob) -> Result<
             break;
         }
     }
-    if at != body.size() || Digest::sha512(hash.finalize().into()) != digest {
+    if at != body.size || Digest::sha512(hash.finalize().into()) != digest {
         return Err(OpenError::Corrupt);
     }
     let partial = partial.clone();

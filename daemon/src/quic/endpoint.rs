@@ -125,7 +125,7 @@ impl Inner {
             connections: Arc::new(Semaphore::new(connections)),
             handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
             upload: Bucket::optional(upload),
-            download: Bucket::optional(download),
+            download,
             warned: Mutex::new(None),
         });
         tokio::spawn(take_dials(Arc::clone(&plane)));

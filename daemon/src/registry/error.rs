@@ -104,6 +104,7 @@ impl Failure {
             OpenError::Origin(error) => Self::from_origin(error, kind),
             OpenError::Deadline(waited) => Self::deadline(*waited),
             OpenError::Corrupt => Self::unavailable("what peers and origin sent does not match the digest"),
+            OpenError::Disk(why) => Self::unavailable(format!("this node cannot keep the blob: {why}")),
             OpenError::Overloaded(why) => Self::unavailable(format!("this node cannot serve now: {why}")),
         }
     }

@@ -239,6 +239,7 @@ impl Fetch {
             complete: self.phase == Phase::Complete,
             leased: self.lease.is_some(),
             peers: self.remotes.len(),
+            readers: self.readers.len() as u32,
         }
     }
 
