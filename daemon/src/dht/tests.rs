@@ -277,3 +277,28 @@ async fn after_the_shutdown_a_node_still_answers_for_itself() {
     assert_eq!(node.trackers([1; 32]).await, [node.own]);
     assert_eq!(node.holders([1; 32]).await, []);
 }
+
+#[tokio::test]
+async fn nodes_that_listen_everywhere_are_named_by_addresses_that_work() {
+    let secret = new_secret();
+    let mut nodes = Vec::new();
+    for _ in 0..3 {
+        let bootstrap = nodes.first().map(|first: &Dht| format!("127.0.0.1:{}", first.own.address.port()));
+        let config = DhtConfig {
+            listen: "0.0.0.0:0".parse().unwrap(),
+            identity: Identity::generate(),
+            secret: secret.clone(),
+            bootstrap: bootstrap.into_iter().collect(),
+        };
+        nodes.push(Dht::start(config).await.unwrap().0);
+    }
+    all_know_one_another(&nodes).await;
+    for node in &nodes {
+        for peer in node.peers().await {
+            let same = nodes.iter().find(|other| other.own.peer == peer.peer).unwrap();
+            assert_eq!(peer.address.port(), same.own.address.port());
+            assert!(!peer.address.ip().is_unspecified());
+            tokio::net::TcpStream::connect(peer.address).await.unwrap();
+        }
+    }
+}
