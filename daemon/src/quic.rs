@@ -232,7 +232,7 @@ impl DataPlane {
         sessions.iter().map(report).collect()
     }
 
-    /// Ends all sessions, telling the peers, and stops listening. Takes a second at most.
+    /// Ends all sessions, telling the peers, and stops listening. Takes a third of a second at most.
     pub async fn shutdown(&self) {
         self.inner.endpoint.close(Close::Shutdown.var_int(), Close::Shutdown.reason().as_bytes());
         if timeout(limits::SHUTDOWN_DEADLINE, self.inner.endpoint.wait_idle()).await.is_err() {

@@ -19,7 +19,7 @@ const KEEP_ALIVE: Duration = Duration::from_millis(500);
 /// Most time that a stream may be without any progress: a chunk's answer, a request, the control stream.
 pub(super) const STALL_DEADLINE: Duration = Duration::from_secs(10);
 /// Most time to say goodbye to peers at a shutdown.
-pub(super) const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(1);
+pub(super) const SHUTDOWN_DEADLINE: Duration = Duration::from_millis(300);
 
 /// Messages that may wait for one peer. A peer that lets more pile up is cut off.
 pub(super) const QUEUE_MESSAGES: usize = 1024;

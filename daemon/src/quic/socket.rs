@@ -151,16 +151,23 @@ mod tests {
         Transmit { destination: ([127, 0, 0, 1], 9).into(), ecn: None, contents, segment_size, src_ip: None }
     }
 
+    async fn send(socket: &Arc<CappedSocket>, transmit: Transmit<'_>) {
+        let mut poller = Arc::clone(socket).create_io_poller();
+        std::future::poll_fn(|cx| poller.as_mut().poll_writable(cx)).await.unwrap();
+        socket.try_send(&transmit).unwrap();
+    }
+
     #[tokio::test]
     async fn batches_shrink_when_datagrams_grow() {
-        let socket = CappedSocket::new(bind(([127, 0, 0, 1], 0).into()).unwrap(), &quinn::TokioRuntime).unwrap();
+        let socket = bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let socket = Arc::new(CappedSocket::new(socket, &quinn::TokioRuntime).unwrap());
         let offload = socket.inner.max_transmit_segments();
         let bytes = vec![0; usize::from(MTU_BOUND)];
-        socket.try_send(&transmit(&bytes[..1452], None)).unwrap();
+        send(&socket, transmit(&bytes[..1452], None)).await;
         assert_eq!(socket.max_transmit_segments(), offload.min(45));
-        socket.try_send(&transmit(&bytes, None)).unwrap();
+        send(&socket, transmit(&bytes, None)).await;
         assert_eq!(socket.max_transmit_segments(), offload.min(7));
-        socket.try_send(&transmit(&bytes[..2904], Some(1452))).unwrap();
+        send(&socket, transmit(&bytes[..2904], Some(1452))).await;
         assert_eq!(socket.max_transmit_segments(), offload.min(7), "the largest datagram counts");
     }
 

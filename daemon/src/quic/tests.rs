@@ -1,5 +1,5 @@
 //! Planes on loopback, and peers that do not play by the rules.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, reason = "tests")]
 
 mod hostile;
 mod sessions;

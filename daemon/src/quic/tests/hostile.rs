@@ -78,7 +78,7 @@ async fn a_peer_that_proves_nothing_is_refused_unheard() {
     // A message where the hello belongs, and a confirmation that nobody asked for.
     send.write_all(&wire::encode_message(&numbered(1))).await.unwrap();
     send.write_all(&[1]).await.unwrap();
-    assert_eq!(closed(&connection).await, Close::Protocol);
+    assert_eq!(closed(&connection).await, Close::Version);
     assert!(receive.read(&mut [0; 1]).await.is_err(), "nothing was answered");
     nothing_happened(&mut node, &secret).await;
 }

@@ -119,9 +119,9 @@ async fn simultaneous_dials_make_one_connection_and_lose_no_message() {
         let (mut a, mut b) = (a.await.unwrap(), b.await.unwrap());
         assert_eq!((a.plane.connected().len(), b.plane.connected().len()), (1, 1));
         assert!(a.events.try_recv().is_err() && b.events.try_recv().is_err(), "round {round}");
-        a.plane.shutdown().await;
+        a.plane.hangup(b.peer);
+        assert_eq!(a.disconnected().await, b.peer);
         assert_eq!(b.disconnected().await, a.peer);
-        b.plane.shutdown().await;
     }
 }
 
