@@ -13,3 +13,28 @@ pub mod registry;
 pub mod secret;
 pub mod store;
 pub mod verify;
+
+// STUB of the daemon, to be dropped.
+/// STUB.
+#[derive(Debug)]
+pub struct Daemon;
+/// STUB.
+#[derive(Debug, thiserror::Error)]
+#[error("stub")]
+pub struct BuildError;
+/// STUB.
+#[derive(Debug, thiserror::Error)]
+#[error("stub")]
+pub struct RunError;
+impl Daemon {
+    /// STUB.
+    pub async fn build(_config: config::Config) -> Result<Self, BuildError> {
+        Ok(Self)
+    }
+    /// STUB.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
+        tracing::info!("ready registry=stub p2p=stub observe=stub");
+        shutdown.await;
+        Ok(())
+    }
+}
