@@ -171,11 +171,11 @@ impl Layers {
 
 impl Given {
     pub(super) fn parse<T>(&self, value: &str, parse: fn(&str) -> Result<T, Refusal>) -> Result<T, ConfigError> {
-        parse(value).map_err(|(problem, form)| ConfigError::Value {
-            place: self.place.clone(),
-            problem,
-            hint: format!("the form is {form}"),
-        })
+        let refused = |problem, hint| ConfigError::Value { place: self.place.clone(), problem, hint };
+        if value.trim().is_empty() {
+            return Err(refused("it is empty".to_owned(), "give a value or leave it out".to_owned()));
+        }
+        parse(value).map_err(|(problem, form)| refused(problem, format!("the form is {form}")))
     }
 }
 
@@ -199,7 +199,7 @@ fn text_of(value: &Value, key: &Key, place: &str) -> Result<String, ConfigError>
     match value.as_str().map(str::trim) {
         Some("") => Err(wrong("it is empty")),
         Some(text) => Ok(text.to_owned()),
-        None => Err(wrong(&format!("it is {}", described(&value)))),
+        None => Err(wrong(&format!("it is {}", described(value)))),
     }
 }
 

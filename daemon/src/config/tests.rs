@@ -209,6 +209,14 @@ fn each_bad_value_names_its_key_and_the_allowed_form() {
 }
 
 #[test]
+fn an_empty_flag_is_refused() {
+    for key in KEYS {
+        let message = setup().flag(key.flag, "").refused();
+        assert_eq!(message, format!("--{}: it is empty; give a value or leave it out", key.flag));
+    }
+}
+
+#[test]
 fn values_of_the_wrong_toml_type_are_told_as_such() {
     let cases = [
         ("zone = [\"a\"]", "key `zone` in shoal.toml: it is a list; the form is one text: \"TEXT\""),
