@@ -83,7 +83,7 @@ pub struct LimitsConfig {
 pub struct UpstreamConfig {
     /// The name in image references: `docker.io`, `registry.test:5000`. Lower case.
     pub name: String,
-    /// Where it is: `https://host[:port]/`, or `http://` for a registry without TLS.
+    /// Where it is: `https://`, or `http://` for a registry without TLS, a host, perhaps a path.
     #[serde(serialize_with = "values::serialize_text")]
     pub url: Url,
     /// The account to present when the registry asks for one. Comes with `password` or `password_file`.
@@ -91,12 +91,37 @@ pub struct UpstreamConfig {
     /// The account's password or token, given in the configuration itself.
     #[serde(skip)]
     pub password: Option<Password>,
-    /// The file that holds it: re-read when it is needed, so that it may be rotated.
+    /// The file that holds it. See [`UpstreamConfig::read_password`].
     pub password_file: Option<PathBuf>,
     /// PEM certificates to trust beside the system's.
     pub ca_file: Option<PathBuf>,
-    /// Whether content that needed credentials may be handed to every peer of the cluster and every client of this node.
+    /// Whether redirects and token realms of a public registry may lead to private addresses (never to loopback or
+    /// link-local ones).
     pub allow_private: bool,
+    /// Hosts beyond the registry's own site that may be its token realm and get its credentials.
+    pub realm_hosts: Vec<String>,
+}
+
+impl UpstreamConfig {
+    /// The password, from the configuration or from its file, without the line end. None: anonymous.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is empty.
+    pub fn read_password(&self) -> Result<Option<Password>, ConfigError> {
+        let Some(file) = &self.password_file else { return Ok(self.password.clone()) };
+        let refused = |problem: String, hint: &str| ConfigError::Value {
+            place: format!("password_file of upstream {}", self.name),
+            problem,
+            hint: hint.to_owned(),
+        };
+        let text = std::fs::read_to_string(file).map_err(|error| {
+            refused(format!("cannot read {}: {error}", file.display()), "name a file that the daemon's user may read")
+        })?;
+        match text.trim_end_matches(['\r', '\n']) {
+            "" => Err(refused(format!("{} is empty", file.display()), "put the password or token on its first line")),
+            password => Ok(Some(Password(password.to_owned()))),
+        }
+    }
 }
 
 /// A password that never prints itself.

@@ -75,8 +75,12 @@ impl Layers {
             self.add(key, values, name);
         }
         // Kubernetes sets SHOAL_PORT and the like for a service called "shoal": only near misses are worth a word.
-        let known: Vec<String> =
-            KEYS.iter().map(Key::env).chain(OTHER_VARIABLES.map(str::to_owned)).map(|name| name.to_lowercase()).collect();
+        let known: Vec<String> = KEYS
+            .iter()
+            .map(Key::env)
+            .chain(OTHER_VARIABLES.map(str::to_owned))
+            .map(|name| name.to_lowercase())
+            .collect();
         for name in env.keys().filter(|name| name.starts_with("SHOAL_")) {
             let lower = name.to_lowercase();
             if known.contains(&lower) {

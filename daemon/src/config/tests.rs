@@ -162,8 +162,14 @@ fn unknown_keys_are_refused_with_the_nearest_key() {
         ("[limits]\nuplod = \"1MB/s\"", "shoal.toml: unknown key `uplod` in [limits]; did you mean `upload`?"),
         ("data-dir = \"/x\"", "shoal.toml: unknown key `data-dir`; did you mean `data_dir`?"),
         ("upload = \"1MB/s\"", "shoal.toml: unknown key `upload`; `upload` belongs into [limits]"),
-        ("[limits]\nzone = \"a\"", "shoal.toml: unknown key `zone` in [limits]; `zone` belongs to the top of the file, before the first [table]"),
-        ("[upstreams.\"a.test\"]\nulr = \"x\"", "shoal.toml: unknown key `ulr` in [upstreams.\"a.test\"]; did you mean `url`?"),
+        (
+            "[limits]\nzone = \"a\"",
+            "shoal.toml: unknown key `zone` in [limits]; `zone` belongs to the top of the file, before the first [table]",
+        ),
+        (
+            "[upstreams.\"a.test\"]\nulr = \"x\"",
+            "shoal.toml: unknown key `ulr` in [upstreams.\"a.test\"]; did you mean `url`?",
+        ),
     ];
     for (text, expected) in cases {
         assert_eq!(setup().file(text).refused(), expected);
@@ -183,7 +189,7 @@ fn each_bad_value_names_its_key_and_the_allowed_form() {
         ("upstream", "docker.io", "NAME=URL"),
         ("upstream", "a/b=https://a.test", "HOST or HOST:PORT"),
         ("upstream", "a.test=ftp://a.test", "https://HOST"),
-        ("upstream", "a.test=https://a.test/v2/", "https://HOST"),
+        ("upstream", "a.test=https://a.test/?x", "https://HOST"),
         ("default-upstream", "ghcr.oi", "did you mean `ghcr.io`?"),
         ("zone", "a b", "64 printable"),
         ("rack", "\u{e4}", "64 printable"),
@@ -222,8 +228,14 @@ fn values_of_the_wrong_toml_type_are_told_as_such() {
         ("zone = [\"a\"]", "key `zone` in shoal.toml: it is a list; the form is one text: \"TEXT\""),
         ("zone = true", "key `zone` in shoal.toml: it is true or false; the form is one text: \"TEXT\""),
         ("zone = \"\"", "key `zone` in shoal.toml: it is empty; the form is one text: \"TEXT\""),
-        ("limits = 3", "key `limits` in shoal.toml: it is a number; it is a table: write [limits] on a line of its own and its keys below"),
-        ("bootstrap = [[\"a\"]]", "key `bootstrap` in shoal.toml: it is a list; the form is a list of texts: [\"HOST:PORT\"]"),
+        (
+            "limits = 3",
+            "key `limits` in shoal.toml: it is a number; it is a table: write [limits] on a line of its own and its keys below",
+        ),
+        (
+            "bootstrap = [[\"a\"]]",
+            "key `bootstrap` in shoal.toml: it is a list; the form is a list of texts: [\"HOST:PORT\"]",
+        ),
     ];
     for (text, expected) in cases {
         assert_eq!(setup().file(text).refused(), expected);
@@ -247,7 +259,8 @@ fn two_listeners_on_one_port_are_refused() {
 #[test]
 fn upstreams_of_the_file_carry_credentials_and_pairs_replace_them_whole() {
     let file = "[upstreams.\"docker.io\"]\nusername = \"u\"\npassword_file = \"/p\"\nallow_private = true\n\
-                [upstreams.\"Registry.test:5000\"]\nurl = \"http://127.0.0.1:9\"\nca_file = \"/ca\"\n";
+                [upstreams.\"Registry.test:5000\"]\nurl = \"http://127.0.0.1:9\"\nca_file = \"/ca\"\n\
+                realm_hosts = [\"auth.test\"]\n";
     let config = setup().file(file).load().unwrap();
     let names: Vec<_> = config.upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
     assert_eq!(names, ["docker.io", "registry.test:5000"], "no default set beside configured ones");
@@ -259,6 +272,7 @@ fn upstreams_of_the_file_carry_credentials_and_pairs_replace_them_whole() {
     assert_eq!(config.upstreams[0].url.as_str(), "https://mirror.test/");
     assert_eq!(config.upstreams[0].username, None, "the credentials were meant for another host");
     assert_eq!(config.upstreams[1].ca_file.as_deref(), Some("/ca".as_ref()));
+    assert_eq!(config.upstreams[1].realm_hosts, ["auth.test"]);
 
     let config = setup().env("SHOAL_UPSTREAM", "a.test=https://a.test, b.test=https://b.test:8443").load().unwrap();
     assert_eq!(config.upstreams[1].url.as_str(), "https://b.test:8443/");
@@ -271,13 +285,32 @@ fn incomplete_credentials_are_refused() {
         ("username = \"u\"", "key `upstreams.\"a.test\".username`", "add password_file"),
         ("password = \"p\"", "key `upstreams.\"a.test\".password`", "add username"),
         ("password_file = \"/p\"", "key `upstreams.\"a.test\".password_file`", "add username"),
-        ("username = \"u\"\npassword = \"p\"\npassword_file = \"/p\"", "key `upstreams.\"a.test\".password`", "keep one"),
+        (
+            "username = \"u\"\npassword = \"p\"\npassword_file = \"/p\"",
+            "key `upstreams.\"a.test\".password`",
+            "keep one",
+        ),
+        ("realm_hosts = \"a.test\"", "key `upstreams.\"a.test\".realm_hosts`", "a list of host names"),
+        ("realm_hosts = [\"https://a\"]", "key `upstreams.\"a.test\".realm_hosts`", "a list of host names"),
         ("allow_private = \"yes\"", "key `upstreams.\"a.test\".allow_private`", "true or false"),
     ];
     for (fields, place, hint) in cases {
         let message = setup().file(&format!("[upstreams.\"a.test\"]\n{fields}\n")).refused();
         assert!(message.starts_with(place) && message.contains(hint), "{message}");
     }
+}
+
+#[test]
+fn a_password_file_is_read_without_its_line_end() {
+    let kept = setup();
+    let file = kept.directory.path().join("token");
+    let toml = format!("[upstreams.\"a.test\"]\nusername = \"u\"\npassword_file = \"{}\"\n", file.display());
+    let upstream = setup().file(&toml).load().unwrap().upstreams.remove(0);
+    assert!(upstream.read_password().unwrap_err().to_string().contains("cannot read"));
+    fs::write(&file, "\n").unwrap();
+    assert!(upstream.read_password().unwrap_err().to_string().contains("is empty"));
+    fs::write(&file, "hunter2\r\n").unwrap();
+    assert_eq!(upstream.read_password().unwrap().unwrap().expose(), "hunter2");
 }
 
 #[test]

@@ -9,24 +9,16 @@ use super::{
     ConfigError, Password, UpstreamConfig,
     gather::{Layers, Refusal, described},
     keys::hint,
-    values::{is_host_name, quoted},
+    values::{host, is_host_name, quoted},
 };
 
 /// The set when none is configured.
-const DEFAULT_NAMES: [&str; 8] = [
-    "docker.io",
-    "ghcr.io",
-    "quay.io",
-    "registry.k8s.io",
-    "gcr.io",
-    "nvcr.io",
-    "public.ecr.aws",
-    "mcr.microsoft.com",
-];
+const DEFAULT_NAMES: [&str; 8] =
+    ["docker.io", "ghcr.io", "quay.io", "registry.k8s.io", "gcr.io", "nvcr.io", "public.ecr.aws", "mcr.microsoft.com"];
 
-const FIELDS: [&str; 6] = ["url", "username", "password", "password_file", "ca_file", "allow_private"];
+const FIELDS: [&str; 7] = ["url", "username", "password", "password_file", "ca_file", "allow_private", "realm_hosts"];
 
-const URL_FORM: &str = "https://HOST[:PORT], or http:// for a registry without TLS";
+const URL_FORM: &str = "https://HOST[:PORT][/PATH], or http:// for a registry without TLS";
 const PAIR_FORM: &str = "NAME=URL, for example docker.io=https://registry-1.docker.io";
 
 /// All upstreams, sorted by name.
@@ -82,12 +74,26 @@ pub(super) fn warnings(upstreams: &[UpstreamConfig]) -> Vec<String> {
         upstream.username.is_some() && upstream.url.scheme() == "http" && !loopback
     };
     (upstreams.iter().filter(in_the_clear))
-        .map(|upstream| format!("upstream {}: its password goes over the network in the clear, because {} is not https", upstream.name, upstream.url))
+        .map(|upstream| {
+            format!(
+                "upstream {}: its password goes over the network in the clear, because {} is not https",
+                upstream.name, upstream.url
+            )
+        })
         .collect()
 }
 
 fn bare(name: String, url: Url) -> UpstreamConfig {
-    UpstreamConfig { name, url, username: None, password: None, password_file: None, ca_file: None, allow_private: false }
+    UpstreamConfig {
+        name,
+        url,
+        username: None,
+        password: None,
+        password_file: None,
+        ca_file: None,
+        allow_private: false,
+        realm_hosts: Vec::new(),
+    }
 }
 
 fn default_url(name: &str) -> String {
@@ -132,11 +138,11 @@ fn given_url(text: &str) -> Result<Url, Refusal> {
     if !url.username().is_empty() || url.password().is_some() {
         return Err((
             "the URL holds credentials".to_owned(),
-            "https://HOST[:PORT]; put username and password_file into [upstreams.\"NAME\"] of the configuration file",
+            "https://HOST[:PORT][/PATH]; put username and password_file into [upstreams.\"NAME\"] of the configuration file",
         ));
     }
-    if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
-        return Err(("the URL goes on after the host".to_owned(), URL_FORM));
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(("the URL has a `?` or a `#`".to_owned(), URL_FORM));
     }
     Ok(url)
 }
@@ -176,6 +182,7 @@ fn from_table(layers: &Layers, name: &str, value: &Value) -> Result<UpstreamConf
         password_file: text(fields, "password_file").map_err(refused("password_file"))?.map(PathBuf::from),
         ca_file: text(fields, "ca_file").map_err(refused("ca_file"))?.map(PathBuf::from),
         allow_private: flag(fields, "allow_private").map_err(refused("allow_private"))?,
+        realm_hosts: hosts(fields, "realm_hosts").map_err(refused("realm_hosts"))?,
         name,
     };
     check_credentials(&upstream).map_err(|(field, problem, hint)| ConfigError::Value {
@@ -212,4 +219,18 @@ fn flag(fields: &Table, field: &str) -> Result<bool, Refusal> {
         Some(Value::Boolean(value)) => Ok(*value),
         Some(other) => Err((format!("it is {}", described(other)), "true or false")),
     }
+}
+
+fn hosts(fields: &Table, field: &str) -> Result<Vec<String>, Refusal> {
+    const FORM: &str = "a list of host names: [\"auth.test\"]";
+    let values = match fields.get(field) {
+        None => return Ok(Vec::new()),
+        Some(Value::Array(values)) => values,
+        Some(other) => return Err((format!("it is {}", described(other)), FORM)),
+    };
+    let parsed = values.iter().map(|value| match value.as_str() {
+        Some(text) => host(text).map_err(|(problem, _)| (problem, FORM)),
+        None => Err((format!("it holds {}", described(value)), FORM)),
+    });
+    parsed.collect()
 }

@@ -29,8 +29,9 @@ pub(super) fn path(text: &str) -> Result<PathBuf, Refusal> {
 }
 
 pub(super) fn address(text: &str) -> Result<SocketAddr, Refusal> {
-    text.parse()
-        .or_else(|_| refuse(text, "is not an address", "IP:PORT, for example 127.0.0.1:5050 or [::1]:5050 (port 0: any free one)"))
+    text.parse().or_else(|_| {
+        refuse(text, "is not an address", "IP:PORT, for example 127.0.0.1:5050 or [::1]:5050 (port 0: any free one)")
+    })
 }
 
 /// `host:port`, `host` (the usual port is added) or a multiaddr.
@@ -91,7 +92,11 @@ pub(super) fn stream(text: &str) -> Result<StreamMode, Refusal> {
 
 pub(super) fn rate(text: &str) -> Result<Rate, Refusal> {
     text.parse().or_else(|_| {
-        refuse(text, "is not a rate above zero", "a number and a unit per second, for example 25MB/s, 1MiB/s or 10Gbit/s")
+        refuse(
+            text,
+            "is not a rate above zero",
+            "a number and a unit per second, for example 25MB/s, 1MiB/s or 10Gbit/s",
+        )
     })
 }
 
