@@ -134,10 +134,11 @@ fn config_arg() -> Arg {
 fn key_arg(key: &Key) -> Arg {
     let more = if key.many { " (repeatable)" } else { "" };
     let default = if key.default == "none" { String::new() } else { format!(" [default: {}]", key.default) };
-    let arg = Arg::new(key.flag)
-        .long(key.flag)
-        .value_name(key.form)
-        .help(format!("{}{more} [env: {}]{default}", key.meaning, key.env()));
+    let arg = Arg::new(key.flag).long(key.flag).value_name(key.form).help(format!(
+        "{}{more} [env: {}]{default}",
+        key.meaning,
+        key.env()
+    ));
     if key.many { arg.action(ArgAction::Append).value_delimiter(',') } else { arg.action(ArgAction::Set) }
 }
 

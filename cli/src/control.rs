@@ -57,7 +57,8 @@ impl Control {
     }
 
     async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Response<Incoming>, Failure> {
-        let stream = UnixStream::connect(&self.socket).await.map_err(|error| unreachable_daemon(&self.socket, &error))?;
+        let stream =
+            UnixStream::connect(&self.socket).await.map_err(|error| unreachable_daemon(&self.socket, &error))?;
         let request = Request::builder()
             .method(method)
             .uri(path)
@@ -97,13 +98,19 @@ impl Control {
     }
 
     fn broken(&self, error: &hyper::Error) -> Failure {
-        Failure::new(UNAVAILABLE, format!("the daemon at {} broke off: {error}; is it shutting down?", self.socket.display()))
+        Failure::new(
+            UNAVAILABLE,
+            format!("the daemon at {} broke off: {error}; is it shutting down?", self.socket.display()),
+        )
     }
 
     fn nonsense(&self, why: &str) -> Failure {
         Failure::new(
             PROTOCOL,
-            format!("the daemon at {} answers something unexpected ({why}); is it of another version?", self.socket.display()),
+            format!(
+                "the daemon at {} answers something unexpected ({why}); is it of another version?",
+                self.socket.display()
+            ),
         )
     }
 }
@@ -151,7 +158,8 @@ impl Lines<'_> {
 
 /// The daemon's reason may come as `{"error": "..."}` or as plain text.
 fn reason(line: &str) -> String {
-    let from_json = |line| serde_json::from_str::<serde_json::Value>(line).ok()?.get("error")?.as_str().map(str::to_owned);
+    let from_json =
+        |line| serde_json::from_str::<serde_json::Value>(line).ok()?.get("error")?.as_str().map(str::to_owned);
     from_json(line).unwrap_or_else(|| line.to_owned())
 }
 

@@ -35,7 +35,10 @@ async fn a_daemon_that_is_not_there_is_told_in_one_line_with_the_way_out() {
     let failure = control.get::<Value>("/v1/status").await.unwrap_err();
     assert_eq!(failure.code(), UNAVAILABLE);
     let text = failure.to_string();
-    assert!(text.contains("control.sock does not exist") && text.contains("`shoal daemon`") && !text.contains('\n'), "{text}");
+    assert!(
+        text.contains("control.sock does not exist") && text.contains("`shoal daemon`") && !text.contains('\n'),
+        "{text}"
+    );
 
     drop(UnixListener::bind(&control.socket).unwrap());
     let failure = control.get::<Value>("/v1/status").await.unwrap_err();

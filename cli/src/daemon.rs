@@ -141,13 +141,12 @@ fn check_files(config: &Config) -> Result<(), Failure> {
         Secret::load(file).map_err(|error| Failure::new(USAGE, format!("secret_file: {error}")))?;
     }
     for upstream in &config.upstreams {
-        for (field, file) in [("password_file", &upstream.password_file), ("ca_file", &upstream.ca_file)] {
-            if let Some(file) = file {
-                readable(file).map_err(|error| {
-                    let place = format!("upstreams.\"{}\".{field}", upstream.name);
-                    Failure::new(USAGE, format!("{place}: cannot read {}: {error}", file.display()))
-                })?;
-            }
+        upstream.read_password().map_err(|error| Failure::new(USAGE, error.to_string()))?;
+        if let Some(file) = &upstream.ca_file {
+            readable(file).map_err(|error| {
+                let place = format!("ca_file of upstream {}", upstream.name);
+                Failure::new(USAGE, format!("{place}: cannot read {}: {error}", file.display()))
+            })?;
         }
     }
     Ok(())
@@ -158,8 +157,9 @@ fn readable(file: &Path) -> io::Result<()> {
 }
 
 fn start_log(config: &Config) -> Result<(), Failure> {
-    let filter = EnvFilter::try_new(&config.log_filter)
-        .map_err(|error| Failure::new(USAGE, format!("log: {error}; the form is a level or TARGET=LEVEL, with commas between")))?;
+    let filter = EnvFilter::try_new(&config.log_filter).map_err(|error| {
+        Failure::new(USAGE, format!("log: {error}; the form is a level or TARGET=LEVEL, with commas between"))
+    })?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     let started = match config.log {
         LogFormat::Text => builder.with_ansi(io::stderr().is_terminal()).try_init(),

@@ -31,7 +31,11 @@ impl Output {
     }
 
     /// Prints the report as JSON, or as the text that `text` makes of it.
-    pub(crate) fn report<T: Serialize, D: Display>(self, report: &T, text: impl FnOnce(&T) -> D) -> Result<(), Failure> {
+    pub(crate) fn report<T: Serialize, D: Display>(
+        self,
+        report: &T,
+        text: impl FnOnce(&T) -> D,
+    ) -> Result<(), Failure> {
         if self.json {
             let json = serde_json::to_string_pretty(report)
                 .map_err(|error| Failure::new(GENERAL, format!("cannot write the report as JSON: {error}")))?;

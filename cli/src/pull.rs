@@ -95,7 +95,10 @@ impl View {
     fn layer(&mut self, digest: Digest, size: u64, have: u64) -> Result<(), Failure> {
         let drawn = self.layers.values().filter(|layer| layer.bar.is_some() && !layer.done).count();
         let bars = self.bars.as_ref().filter(|_| drawn < MAX_BARS);
-        let layer = self.layers.entry(digest).or_insert_with(|| Layer { bar: bars.map(|bars| bars.add(bar(digest, size))), done: false });
+        let layer = self
+            .layers
+            .entry(digest)
+            .or_insert_with(|| Layer { bar: bars.map(|bars| bars.add(bar(digest, size))), done: false });
         if let Some(bar) = &layer.bar {
             bar.set_position(have);
         }
@@ -127,7 +130,8 @@ impl View {
 
 fn bar(digest: Digest, size: u64) -> ProgressBar {
     let template = "{prefix}  {bar:30}  {bytes:>10} of {total_bytes:<10} {bytes_per_sec:>12}";
-    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ");
+    let style =
+        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ");
     ProgressBar::new(size).with_style(style).with_prefix(format!("{}:{}", digest.algorithm().name(), digest.short()))
 }
 

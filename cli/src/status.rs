@@ -30,13 +30,26 @@ fn text(status: &Status) -> String {
     let totals = &status.totals;
     let mut lines = vec![
         ("node", format!("{}, shoal {}", status.name.short, status.version)),
-        ("state", format!("{}, up {}", if status.ready { "ready" } else { "starting" }, duration(status.uptime_seconds))),
+        (
+            "state",
+            format!("{}, up {}", if status.ready { "ready" } else { "starting" }, duration(status.uptime_seconds)),
+        ),
         ("registry", registry.join(", ")),
         ("peers", format!("{} connected, at {} (tcp and udp)", status.peers.len(), status.addresses.p2p)),
         ("observe", format!("http://{}/", status.addresses.observe)),
         ("store", format!("{count} blobs, {}", ByteSize(bytes))),
-        ("received", format!("{} from peers, {} from origins", ByteSize(totals.bytes_from_peers), ByteSize(totals.bytes_from_origin))),
-        ("sent", format!("{} to peers, {} to clients", ByteSize(totals.bytes_to_peers), ByteSize(totals.bytes_to_clients))),
+        (
+            "received",
+            format!(
+                "{} from peers, {} from origins",
+                ByteSize(totals.bytes_from_peers),
+                ByteSize(totals.bytes_from_origin)
+            ),
+        ),
+        (
+            "sent",
+            format!("{} to peers, {} to clients", ByteSize(totals.bytes_to_peers), ByteSize(totals.bytes_to_clients)),
+        ),
         (
             "origins",
             format!(
@@ -46,11 +59,23 @@ fn text(status: &Status) -> String {
         ),
         (
             "fetches",
-            format!("{} under way, {} done, {} failed", status.fetches.len(), totals.fetches_finished, totals.fetches_failed),
+            format!(
+                "{} under way, {} done, {} failed",
+                status.fetches.len(),
+                totals.fetches_finished,
+                totals.fetches_failed
+            ),
         ),
     ];
     if totals.chunks_corrupt > 0 {
-        lines.push(("corrupt", format!("{} chunks thrown away, of {}", totals.chunks_corrupt, totals.chunks_verified + totals.chunks_corrupt)));
+        lines.push((
+            "corrupt",
+            format!(
+                "{} chunks thrown away, of {}",
+                totals.chunks_corrupt,
+                totals.chunks_verified + totals.chunks_corrupt
+            ),
+        ));
     }
     let mut text = String::new();
     for (name, value) in lines {
@@ -115,7 +140,10 @@ mod tests {
         }))
         .unwrap();
         let text = text(&status);
-        assert!(text.contains("ready, up 1 h 2 min") && text.contains("sha256:000000000000") && text.contains("50%"), "{text}");
+        assert!(
+            text.contains("ready, up 1 h 2 min") && text.contains("sha256:000000000000") && text.contains("50%"),
+            "{text}"
+        );
         assert!(text.lines().count() < 24, "{text}");
     }
 }

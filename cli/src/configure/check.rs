@@ -22,7 +22,9 @@ pub(super) fn containerd(config: &Path, certs_dir: &Path) -> Vec<String> {
                 snippet(3, certs_dir)
             )];
         }
-        Err(error) => return vec![format!("{at} cannot be read ({error}): whether containerd reads hosts.toml is not known")],
+        Err(error) => {
+            return vec![format!("{at} cannot be read ({error}): whether containerd reads hosts.toml is not known")];
+        }
     };
     match toml::from_str::<Table>(&text) {
         Ok(table) => findings(&at.to_string(), &table, certs_dir),
@@ -112,7 +114,9 @@ mod tests {
     #[test]
     fn one_directory_is_fine_in_both_generations() {
         for (version, plugin) in [(2, PLUGINS[0]), (3, PLUGINS[1])] {
-            let config = format!("version = {version}\n[plugins.\"{plugin}\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n");
+            let config = format!(
+                "version = {version}\n[plugins.\"{plugin}\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n"
+            );
             assert_eq!(found(&config), Vec::<String>::new());
         }
     }
@@ -123,14 +127,18 @@ mod tests {
             for registry in [String::new(), format!("[plugins.\"{plugin}\".registry]\nconfig_path = \"\"\n")] {
                 let warnings = found(&format!("version = {version}\n{registry}"));
                 assert_eq!(warnings.len(), 1);
-                assert!(warnings[0].contains("does not set config_path") && warnings[0].contains(plugin), "{warnings:?}");
+                assert!(
+                    warnings[0].contains("does not set config_path") && warnings[0].contains(plugin),
+                    "{warnings:?}"
+                );
             }
         }
     }
 
     #[test]
     fn a_list_and_another_directory_and_mirrors_are_told() {
-        let with = |lines: &str| found(&format!("version = 3\n[plugins.'io.containerd.cri.v1.images'.registry]\n{lines}"));
+        let with =
+            |lines: &str| found(&format!("version = 3\n[plugins.'io.containerd.cri.v1.images'.registry]\n{lines}"));
         let list = with("config_path = \"/etc/containerd/certs.d:/etc/docker/certs.d\"");
         assert!(list.len() == 1 && list[0].contains("is a list"), "{list:?}");
         let other = with("config_path = \"/elsewhere\"");

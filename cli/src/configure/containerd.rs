@@ -122,7 +122,8 @@ fn configure(args: &ContainerdArgs) -> Result<Report, Failure> {
         warnings = check::containerd(&args.containerd_config, &args.certs_dir);
         warnings.extend(overruled(&args.certs_dir, &registries));
     }
-    let files = plans.into_iter().map(|plan| FileReport { backup: plan.kept_backup(), path: plan.path, action: plan.action });
+    let files =
+        plans.into_iter().map(|plan| FileReport { backup: plan.kept_backup(), path: plan.path, action: plan.action });
     Ok(Report { files: files.collect(), warnings, dry_run: args.dry_run, removed: args.remove })
 }
 
@@ -235,11 +236,15 @@ fn plan_removal(directory: &Path) -> Result<Plan, Failure> {
 
 /// containerd looks for `host_port_` before `host:port`.
 fn directory(certs_dir: &Path, registry: &str) -> Result<PathBuf, Failure> {
-    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'-' | b'_' | b':' | b'[' | b']');
+    let plain = |byte: u8| {
+        byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'-' | b'_' | b':' | b'[' | b']')
+    };
     if registry.is_empty() || registry.starts_with('.') || !registry.bytes().all(plain) {
         return Err(Failure::new(
             USAGE,
-            format!("--registry: {registry:?} is not a registry's name; the form is HOST or HOST:PORT as image names have it (docker.io)"),
+            format!(
+                "--registry: {registry:?} is not a registry's name; the form is HOST or HOST:PORT as image names have it (docker.io)"
+            ),
         ));
     }
     if let Some((host, port)) = registry.rsplit_once(':') {
@@ -252,7 +257,12 @@ fn directory(certs_dir: &Path, registry: &str) -> Result<PathBuf, Failure> {
 }
 
 fn endpoint(text: &str) -> Result<String, Failure> {
-    let wrong = |why: &str| Failure::new(USAGE, format!("--endpoint: {why}; the form is http://IP:PORT, where the daemon's registry listens"));
+    let wrong = |why: &str| {
+        Failure::new(
+            USAGE,
+            format!("--endpoint: {why}; the form is http://IP:PORT, where the daemon's registry listens"),
+        )
+    };
     let url = Url::parse(text).map_err(|error| wrong(&format!("{text:?} is not a URL ({error})")))?;
     if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {
         return Err(wrong(&format!("{text:?} is not an http URL")));
@@ -281,7 +291,9 @@ fn overruled(certs_dir: &Path, registries: &[String]) -> Vec<String> {
 fn known_hosts(certs_dir: &Path) -> BTreeMap<String, String> {
     let entries = fs::read_dir(certs_dir).into_iter().flatten().flatten();
     entries
-        .filter_map(|entry| Some((entry.file_name().into_string().ok()?, fs::read_to_string(entry.path().join(HOSTS)).ok()?)))
+        .filter_map(|entry| {
+            Some((entry.file_name().into_string().ok()?, fs::read_to_string(entry.path().join(HOSTS)).ok()?))
+        })
         .collect()
 }
 

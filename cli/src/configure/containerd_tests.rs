@@ -6,7 +6,8 @@ struct Node {
     directory: tempfile::TempDir,
 }
 
-const FOREIGN: &str = "server = \"https://a.test\"\n# keep me\n\n[host.\"https://m.test\"]\n  capabilities = [\"pull\"]\n";
+const FOREIGN: &str =
+    "server = \"https://a.test\"\n# keep me\n\n[host.\"https://m.test\"]\n  capabilities = [\"pull\"]\n";
 
 impl Node {
     fn new() -> Self {
