@@ -237,7 +237,7 @@ impl Config {
             SocketAddr::from((host, P2P_PORT))
         });
         let (log, log_filter) = values::log(&layers)?;
-        let config = Self {
+        let mut config = Self {
             data_dir: data_dir(&layers, &sources)?,
             registry_listen: layers
                 .list("registry_listen", values::address)?
@@ -267,6 +267,7 @@ impl Config {
         };
         config.check_secret(&layers)?;
         config.check_ports(&layers)?;
+        config.warn_of_isolation();
         Ok(config)
     }
 
@@ -288,6 +289,24 @@ impl Config {
             problem: format!("{} is not a loopback address and no secret is given", self.p2p_listen),
             hint: "make one with `shoal key generate --output FILE` and give secret_file (SHOAL_SECRET_FILE, --secret-file)".to_owned(),
         })
+    }
+
+    /// Allowed (a cluster on one machine), but most likely the secret was forgotten.
+    fn warn_of_isolation(&mut self) {
+        let elsewhere = |peer: &&String| {
+            let loopback = peer.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_loopback());
+            !loopback
+                && !peer.starts_with("localhost:")
+                && !peer.starts_with("/ip4/127.")
+                && !peer.starts_with("/ip6/::1/")
+        };
+        if self.secret_file.is_none()
+            && let Some(peer) = self.bootstrap.iter().find(elsewhere)
+        {
+            self.warnings.push(format!(
+                "bootstrap: without secret_file this node talks to peers on loopback only, so it will not join {peer}"
+            ));
+        }
     }
 
     /// Two TCP listeners on one address would fail at start with a less helpful message.

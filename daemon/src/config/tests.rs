@@ -62,7 +62,7 @@ const SAMPLES: &[(&str, &str, &str, &str)] = &[
     ("stream", "\"sealed\"", "sealed", r#""sealed""#),
     ("tag_ttl", "\"5m\"", "5m", r#""300s""#),
     ("shutdown_grace", "\"250ms\"", "250ms", r#""250ms""#),
-    ("registry_hosts", "[\"Shoal.test\"]", "Shoal.test", r#"["shoal.test"]"#),
+    ("registry_hosts", "[\"Shoal.test\", \"[::2]\"]", "Shoal.test,[::2]", r#"["shoal.test","::2"]"#),
     ("limits.upload", "\"25MB/s\"", "25MB/s", ""),
     ("limits.download", "\"1Gbit/s\"", "1Gbit/s", ""),
     ("limits.origin", "\"1MiB/s\"", "1MiB/s", ""),
@@ -199,7 +199,8 @@ fn each_bad_value_names_its_key_and_the_allowed_form() {
         ("tag-ttl", "30", "500ms, 30s, 5m or 2h"),
         ("shutdown-grace", "-3s", "500ms, 30s, 5m or 2h"),
         ("shutdown-grace", "99999999999999999999h", "500ms, 30s, 5m or 2h"),
-        ("registry-hosts", "http://a.test", "HOST or HOST:PORT"),
+        ("registry-hosts", "http://a.test", "without scheme and port"),
+        ("registry-hosts", "a.test:5050", "without scheme and port"),
         ("limits-upload", "0MB/s", "25MB/s"),
         ("limits-download", "fast", "25MB/s"),
         ("limits-origin", "-1MB/s", "25MB/s"),
@@ -349,6 +350,15 @@ fn a_misspelt_variable_is_warned_about_and_kubernetes_service_variables_are_not(
     assert_eq!(config.warnings, ["SHOAL_ZNOE: unknown variable; did you mean SHOAL_ZONE?"]);
     let service = setup().env("SHOAL_SERVICE_HOST", "10.0.0.1").env("SHOAL_PORT_5051_TCP_ADDR", "10.0.0.1");
     assert_eq!(service.env("SHOAL_CONFIG", "/x").load().unwrap().warnings, Vec::<String>::new());
+}
+
+#[test]
+fn peers_elsewhere_without_a_secret_are_warned_about() {
+    let warned = |peer: &str| setup().flag("bootstrap", peer).load().unwrap().warnings.len();
+    assert_eq!(warned("node1.test:5051"), 1);
+    assert_eq!([warned("127.0.0.1:4000"), warned("localhost:4000"), warned("/ip4/127.0.0.1/tcp/4000")], [0; 3]);
+    let with_secret = setup().flag("bootstrap", "node1.test:5051").flag("secret-file", "/s");
+    assert_eq!(with_secret.load().unwrap().warnings, Vec::<String>::new());
 }
 
 #[test]

@@ -1,6 +1,11 @@
 //! The forms of values: one parser each, which says what is wrong and what the form is.
 
-use std::{fmt::Display, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    fmt::Display,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use serde::Serializer;
 use shoal_proto::units::Rate;
@@ -53,15 +58,13 @@ pub(super) fn bootstrap(text: &str) -> Result<String, Refusal> {
     if is_host_name(name) { Ok(format!("{name}:{port}")) } else { refuse(text, "is not an address", FORM) }
 }
 
+/// A name or an address. Without a port: where it is used, only the name is compared.
 pub(super) fn host(text: &str) -> Result<String, Refusal> {
-    let (name, port_is_fine) = match text.rsplit_once(':') {
-        Some((name, port)) => (name, port.parse::<u16>().is_ok()),
-        None => (text, true),
-    };
-    if port_is_fine && is_host_name(name) {
-        Ok(text.to_ascii_lowercase())
+    let literal = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+    if is_host_name(text) || literal.parse::<IpAddr>().is_ok() {
+        Ok(literal.to_ascii_lowercase())
     } else {
-        refuse(text, "is not a host name", "HOST or HOST:PORT")
+        refuse(text, "is not a host", "a host name or an IP address, without scheme and port")
     }
 }
 
