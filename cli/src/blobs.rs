@@ -3,16 +3,13 @@
 use std::process::ExitCode;
 
 use serde::Serialize;
-use shoal_proto::{
-    status::{BlobStatus, FetchStatus, Status},
-    units::ByteSize,
-};
+use shoal_proto::status::{BlobStatus, FetchStatus, Status};
 
 use crate::{
     args::NodeArgs,
     control::Control,
     failure::Failure,
-    output::{Output, table},
+    output::{Output, human, table},
     status::fetches,
 };
 
@@ -44,7 +41,7 @@ fn text(status: &Status) -> String {
         let head = ["BLOB", "SIZE", "STATE"].map(str::to_owned).to_vec();
         let rows = status.blobs.iter().map(|blob| {
             let state = if blob.sealed { "complete" } else { "partial" };
-            vec![blob.digest.to_string(), ByteSize(blob.size).to_string(), state.to_owned()]
+            vec![blob.digest.to_string(), human(blob.size), state.to_owned()]
         });
         parts.push(table(&[head].into_iter().chain(rows).collect::<Vec<_>>(), &[1]));
     }

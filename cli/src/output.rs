@@ -63,6 +63,20 @@ pub(crate) fn complain(message: &dyn Display) {
     writeln!(io::stderr().lock(), "shoal: {message}").ok();
 }
 
+/// A size for people, always with one digit behind the point so that columns line up.
+pub(crate) fn human(bytes: u64) -> String {
+    let units = [("TiB", 1_u64 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+    match units.iter().find(|(_, size)| bytes >= *size) {
+        Some((unit, size)) => format!("{:.1} {unit}", bytes as f64 / *size as f64),
+        None => format!("{bytes} B"),
+    }
+}
+
+/// A count of things: `1 blob`, `3 blobs`.
+pub(crate) fn counted(count: usize, what: &str) -> String {
+    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
+}
+
 /// Lines up the columns of a table; the first row is its head. Numbers (columns named in `right`) end at one edge.
 pub(crate) fn table(rows: &[Vec<String>], right: &[usize]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
@@ -83,6 +97,12 @@ pub(crate) fn table(rows: &[Vec<String>], right: &[usize]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_are_told_in_the_largest_unit_that_fits() {
+        let told = [0, 1023, 1024, 31_415_926, 1 << 30, 3 << 40].map(human);
+        assert_eq!(told, ["0 B", "1023 B", "1.0 KiB", "30.0 MiB", "1.0 GiB", "3.0 TiB"]);
+    }
 
     #[test]
     fn columns_line_up_and_numbers_end_at_one_edge() {

@@ -2,16 +2,13 @@
 
 use std::process::ExitCode;
 
-use shoal_proto::{
-    status::{PeerStatus, Status},
-    units::ByteSize,
-};
+use shoal_proto::status::{PeerStatus, Status};
 
 use crate::{
     args::NodeArgs,
     control::Control,
     failure::Failure,
-    output::{Output, table},
+    output::{Output, human, table},
 };
 
 #[derive(Debug, clap::Args)]
@@ -37,8 +34,8 @@ fn text(peers: &[PeerStatus]) -> String {
             peer.name.short.clone(),
             peer.address.to_string(),
             format!("{:.1} ms", peer.rtt_ms),
-            ByteSize(peer.bytes_in).to_string(),
-            ByteSize(peer.bytes_out).to_string(),
+            human(peer.bytes_in),
+            human(peer.bytes_out),
         ]
     });
     table(&[head].into_iter().chain(rows).collect::<Vec<_>>(), &[2, 3, 4])

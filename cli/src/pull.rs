@@ -6,14 +6,13 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use shoal_proto::{
     digest::Digest,
     status::{PullProgress, PullRequest},
-    units::ByteSize,
 };
 
 use crate::{
     args::NodeArgs,
     control::Control,
     failure::{Failure, GENERAL, UNAVAILABLE},
-    output::Output,
+    output::{Output, counted, human},
 };
 
 pub(crate) const AFTER_HELP: &str = "\
@@ -77,9 +76,11 @@ impl View {
 
     fn show(&mut self, progress: &PullProgress) -> Result<(), Failure> {
         match *progress {
-            PullProgress::Resolved { digest, layers, bytes } => {
-                self.output.line(format_args!("{digest}: {layers} layers, {}", ByteSize(bytes)))
-            }
+            PullProgress::Resolved { digest, layers, bytes } => self.output.line(format_args!(
+                "{digest}: {}, {}",
+                counted(usize::try_from(layers).unwrap_or(usize::MAX), "layer"),
+                human(bytes)
+            )),
             PullProgress::Layer { digest, size, have } => self.layer(digest, size, have),
             PullProgress::Done { digest, bytes, milliseconds } => {
                 self.clear();
@@ -109,7 +110,7 @@ impl View {
         if let Some(bar) = layer.bar.take() {
             bar.finish_and_clear();
         }
-        let line = format!("{}:{}  {}  done", digest.algorithm().name(), digest.short(), ByteSize(size));
+        let line = format!("{}:{}  {}  done", digest.algorithm().name(), digest.short(), human(size));
         match &self.bars {
             // Above the bars that still run. A terminal that went away is no reason to stop the pull.
             Some(bars) => {
@@ -137,7 +138,7 @@ fn bar(digest: Digest, size: u64) -> ProgressBar {
 
 fn done_line(digest: Digest, bytes: u64, time: Duration) -> String {
     let seconds = time.as_secs_f64();
-    format!("{digest}: done, {} in {seconds:.1} s", ByteSize(bytes))
+    format!("{digest}: done, {} in {seconds:.1} s", human(bytes))
 }
 
 #[cfg(test)]
@@ -160,6 +161,6 @@ mod tests {
     #[test]
     fn the_last_line_says_what_and_how_long() {
         let line = done_line(Digest::sha256([0; 32]), 1 << 20, Duration::from_millis(1500));
-        assert_eq!(line, format!("sha256:{}: done, 1MiB in 1.5 s", "00".repeat(32)));
+        assert_eq!(line, format!("sha256:{}: done, 1.0 MiB in 1.5 s", "00".repeat(32)));
     }
 }

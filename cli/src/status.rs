@@ -2,13 +2,13 @@
 
 use std::{fmt::Write as _, process::ExitCode};
 
-use shoal_proto::{status::Status, units::ByteSize};
+use shoal_proto::status::Status;
 
 use crate::{
     args::NodeArgs,
     control::Control,
     failure::Failure,
-    output::{Output, table},
+    output::{Output, counted, human, table},
 };
 
 #[derive(Debug, clap::Args)]
@@ -37,19 +37,12 @@ fn text(status: &Status) -> String {
         ("registry", registry.join(", ")),
         ("peers", format!("{} connected, at {} (tcp and udp)", status.peers.len(), status.addresses.p2p)),
         ("observe", format!("http://{}/", status.addresses.observe)),
-        ("store", format!("{count} blobs, {}", ByteSize(bytes))),
+        ("store", format!("{} complete, {}", counted(count, "blob"), human(bytes))),
         (
             "received",
-            format!(
-                "{} from peers, {} from origins",
-                ByteSize(totals.bytes_from_peers),
-                ByteSize(totals.bytes_from_origin)
-            ),
+            format!("{} from peers, {} from origins", human(totals.bytes_from_peers), human(totals.bytes_from_origin)),
         ),
-        (
-            "sent",
-            format!("{} to peers, {} to clients", ByteSize(totals.bytes_to_peers), ByteSize(totals.bytes_to_clients)),
-        ),
+        ("sent", format!("{} to peers, {} to clients", human(totals.bytes_to_peers), human(totals.bytes_to_clients))),
         (
             "origins",
             format!(
@@ -71,7 +64,7 @@ fn text(status: &Status) -> String {
         lines.push((
             "corrupt",
             format!(
-                "{} chunks thrown away, of {}",
+                "{} of {} chunks thrown away",
                 totals.chunks_corrupt,
                 totals.chunks_verified + totals.chunks_corrupt
             ),
@@ -99,10 +92,10 @@ pub(crate) fn fetches(status: &Status) -> String {
         };
         vec![
             format!("{}:{}", fetch.digest.algorithm().name(), fetch.digest.short()),
-            fetch.size.map_or("?".to_owned(), |size| ByteSize(size).to_string()),
+            fetch.size.map_or("?".to_owned(), human),
             done,
-            ByteSize(fetch.from_peers).to_string(),
-            ByteSize(fetch.from_origin).to_string(),
+            human(fetch.from_peers),
+            human(fetch.from_origin),
             fetch.state.clone(),
         ]
     });
