@@ -25,6 +25,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     args::ConfigArgs,
+    demo::cluster::end_with_demo,
     failure::{Failure, GENERAL, SYSTEM, USAGE},
     output::Output,
 };
@@ -61,6 +62,7 @@ pub(crate) struct DaemonArgs {
 }
 
 pub(crate) fn run(args: &DaemonArgs, output: Output) -> Result<ExitCode, Failure> {
+    end_with_demo();
     let mut config = Config::load(args.config.sources()).map_err(|error| Failure::new(USAGE, error.to_string()))?;
     if output.is_json() {
         config.log = LogFormat::Json;
@@ -169,7 +171,7 @@ fn start_log(config: &Config) -> Result<(), Failure> {
 }
 
 /// A rollout holds a few thousand sockets; the soft limit of 1024 is a default of another age.
-fn raise_file_limit() {
+pub(crate) fn raise_file_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
