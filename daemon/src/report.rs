@@ -54,6 +54,7 @@ impl Reporter {
             },
             uptime_seconds: self.started.elapsed().as_secs(),
             ready: *self.ready.borrow(),
+            dht_peers: self.dht.peers().await.len() as u32,
             peers: self.peers().await,
             blobs: self.blobs(),
             fetches: views.iter().filter(|fetch| !fetch.view.complete).map(fetch_status).collect(),

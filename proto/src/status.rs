@@ -40,6 +40,8 @@ pub struct Status {
     pub ready: bool,
     /// The peers that it is connected to.
     pub peers: Vec<PeerStatus>,
+    /// How many other nodes discovery knows.
+    pub dht_peers: u32,
     /// The blobs in its store.
     pub blobs: Vec<BlobStatus>,
     /// The blobs that are on their way.

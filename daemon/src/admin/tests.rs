@@ -36,6 +36,7 @@ fn report() -> Status {
         uptime_seconds: 1,
         ready: true,
         peers: Vec::new(),
+        dht_peers: 0,
         blobs: Vec::new(),
         fetches: Vec::new(),
         totals: Totals { bytes_to_peers: 99, ..Totals::default() },

@@ -3,7 +3,10 @@
 use shoal_proto::{units::Rate, wire::Answer};
 
 use super::*;
-use crate::quic::{PullError, ReplyError};
+use crate::{
+    quic::{PullError, ReplyError},
+    rate::Bucket,
+};
 
 const CHUNK: usize = 3 * 1024 * 1024 + 17;
 
@@ -62,7 +65,7 @@ async fn both_ends_of_a_connection_can_pull_many_chunks_at_once() {
 async fn bytes_are_the_same_under_caps() {
     let secret = Secret::none();
     let cap = Some(Rate(50_000_000));
-    let mut a = Node::start(DataPlaneConfig { download: cap, ..config(&secret) });
+    let mut a = Node::start(DataPlaneConfig { download: Bucket::optional(cap), ..config(&secret) });
     let mut b = Node::start(DataPlaneConfig { upload: cap, ..config(&secret) });
     connect(&mut a, &mut b).await;
     let chunk = pattern(CHUNK);
