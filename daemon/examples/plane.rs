@@ -1,7 +1,12 @@
 //! Speed of one connection of the data plane on loopback: `cargo run --release -p shoal-daemon --example plane -- serve`
 //! prints an address and a key; `... -- pull ADDRESS KEY [CHUNKS] [AT ONCE]` pulls chunks of 4 MiB from it.
 
-#![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a measuring tool")]
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    reason = "a measuring tool"
+)]
 
 use std::{
     sync::Arc,
