@@ -40,6 +40,8 @@ pub struct Status {
     pub ready: bool,
     /// The peers that it is connected to.
     pub peers: Vec<PeerStatus>,
+    /// How many other nodes discovery knows.
+    pub dht_peers: u32,
     /// The blobs in its store.
     pub blobs: Vec<BlobStatus>,
     /// The blobs that are on their way.
@@ -219,6 +221,7 @@ mod tests {
             addresses: Addresses { registry: vec!["127.0.0.1:5050".parse().unwrap()], p2p: address, observe: address },
             uptime_seconds: 3,
             ready: true,
+            dht_peers: 2,
             peers: vec![PeerStatus { name: PeerId([1; 32]).into(), address, rtt_ms: 0.25, bytes_in: 5, bytes_out: 6 }],
             blobs: vec![BlobStatus { digest: digest(), size: 0, sealed: true }],
             fetches: vec![FetchStatus {

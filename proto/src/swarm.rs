@@ -454,6 +454,8 @@ pub struct FetchView {
     pub leased: bool,
     /// Peers of the blob.
     pub peers: usize,
+    /// Local readers that wait for chunks.
+    pub readers: u32,
 }
 
 /// Connections of the node, as far as the machine needs them.

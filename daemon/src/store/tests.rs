@@ -126,7 +126,7 @@ fn a_sealed_blob_is_there_after_a_restart_with_its_chain() {
     for blob in &blobs {
         assert!(listed.contains(&StoredBlob { digest: blob.digest, size: blob.layout.size(), sealed: true }));
     }
-    assert_eq!(store.bytes(), blobs.iter().map(|blob| blob.layout.size()).sum());
+    assert_eq!(store.bytes(), blobs.iter().map(|blob| blob.layout.size()).sum::<u64>());
     drop(store);
 
     let store = Store::open(dir.path()).unwrap();
