@@ -1,6 +1,7 @@
 //! Child processes that do not outlive the test.
 
 use std::{
+    ffi::OsStr,
     fs::{self, File, OpenOptions},
     io,
     path::{Path, PathBuf},
@@ -11,6 +12,31 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::eventually;
+
+/// Where a program runs: what network it sees.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Place {
+    /// In the network of the test.
+    #[default]
+    Here,
+    /// In the network namespace of this name.
+    Namespace(String),
+}
+
+impl Place {
+    /// The command that runs `program` there. The process that it starts becomes the program: its id is the program's.
+    #[must_use]
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        match self {
+            Self::Here => Command::new(program),
+            Self::Namespace(name) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", name]).arg(program);
+                command
+            }
+        }
+    }
+}
 
 /// A running program. Killed and reaped when dropped.
 #[derive(Debug)]
