@@ -38,9 +38,27 @@ pub struct Report {
     pub trace: String,
     /// Counts of what the machines did.
     pub counts: BTreeMap<String, u64>,
-    /// For each twentieth of the bound (the last goes on to the end): the share of all downlinks, and of the origin's
-    /// rate, in use.
-    pub timeline: Vec<(f64, f64)>,
+    /// For each twentieth of the bound, and for the rest of the time: what was in use.
+    pub timeline: Vec<Usage>,
+}
+
+/// Shares of what could have been sent in some time.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Usage {
+    /// Of all downlinks.
+    pub down: f64,
+    /// Of the origin's rate.
+    pub origin: f64,
+    /// Of the uplinks of nodes that stream from the origin, in links: with a slow one, the swarm starves.
+    pub holders_up: f64,
+}
+
+/// Bytes moved in a part of the time.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Bin {
+    pub(crate) down: u64,
+    pub(crate) origin: u64,
+    pub(crate) holders_up: u64,
 }
 
 /// What is counted while the world runs.
@@ -50,8 +68,7 @@ pub(crate) struct Tally {
     pub(crate) control_bytes: u64,
     pub(crate) useful_bytes: u64,
     pub(crate) wasted_bytes: u64,
-    /// Bytes in each bin: to nodes from anywhere, and from the origin.
-    pub(crate) bins: Vec<(u64, u64)>,
+    pub(crate) bins: Vec<Bin>,
 }
 
 impl Tally {
@@ -59,14 +76,11 @@ impl Tally {
         *self.counts.entry(what).or_default() += 1;
     }
 
-    pub(crate) fn moved(&mut self, bin: usize, bytes: u64, from_origin: bool) {
+    pub(crate) fn bin(&mut self, bin: usize) -> &mut Bin {
         if self.bins.len() <= bin {
-            self.bins.resize(bin + 1, (0, 0));
+            self.bins.resize(bin + 1, Bin::default());
         }
-        self.bins[bin].0 += bytes;
-        if from_origin {
-            self.bins[bin].1 += bytes;
-        }
+        &mut self.bins[bin]
     }
 }
 
@@ -93,12 +107,13 @@ impl fmt::Display for Report {
         writeln!(f, "messages         {:.0} bytes a node", self.control_bytes_per_node)?;
         let counts: Vec<String> = self.counts.iter().map(|(what, count)| format!("{what} {count}")).collect();
         writeln!(f, "counts           {}", counts.join(", "))?;
-        let shares = |pick: fn(&(f64, f64)) -> f64| {
+        let shares = |pick: fn(&Usage) -> f64| {
             let shares: Vec<String> = self.timeline.iter().map(|bin| format!("{:.0}", pick(bin) * 100.0)).collect();
             shares.join(" ")
         };
-        writeln!(f, "downlinks, %     {}", shares(|bin| bin.0))?;
-        writeln!(f, "origin, %        {}", shares(|bin| bin.1))?;
+        writeln!(f, "downlinks, %     {}", shares(|usage| usage.down))?;
+        writeln!(f, "origin, %        {}", shares(|usage| usage.origin))?;
+        writeln!(f, "holders' up, %   {}", shares(|usage| usage.holders_up))?;
         writeln!(f, "run              {} events in {:.2} s, trace {}", self.events, self.wall_s, self.trace)?;
         for unmet in &self.unmet {
             writeln!(f, "UNMET            {unmet}")?;

@@ -30,7 +30,7 @@ use crate::{
     node::{Blob, Node, mix, number},
     origin::Origin,
     plan::{Kill, Moment, Plan, PlanError, Who},
-    report::{BINS, Report, Tally, percentile},
+    report::{BINS, Bin, Report, Tally, Usage, percentile},
 };
 
 /// A world that runs one plan.
@@ -521,6 +521,9 @@ impl World {
         receiver.verifies_until = receiver.verifies_until.max(arrival) + verify;
         let after = receiver.verifies_until.since(self.now);
         self.push(after, Event::Answered(id, Verdict::Good));
+        if self.origin.streams.keys().any(|(node, _)| *node == ask.sender) {
+            self.bin().holders_up += bytes;
+        }
         self.swarm(ask.sender, Input::Served { ask: id });
     }
 
@@ -544,7 +547,7 @@ impl World {
         if verdict == Verdict::Good {
             let new = wanted && self.nodes[receiver].holdings[blob].have.insert(chunk);
             *(if new { &mut self.tally.useful_bytes } else { &mut self.tally.wasted_bytes }) += bytes;
-            self.moved(bytes, false);
+            self.bin().down += bytes;
         }
         if wanted {
             let digest = self.blobs[blob].digest;
@@ -552,9 +555,9 @@ impl World {
         }
     }
 
-    fn moved(&mut self, bytes: u64, from_origin: bool) {
+    fn bin(&mut self) -> &mut Bin {
         let share = self.now.since(Time::ZERO).as_secs_f64() / self.bound.as_secs_f64();
-        self.tally.moved(((share * BINS as f64) as usize).min(BINS), bytes, from_origin);
+        self.tally.bin(((share * BINS as f64) as usize).min(BINS))
     }
 
     fn cancel(&mut self, node: usize, pull: PullId) {
@@ -572,7 +575,7 @@ impl World {
         self.note(8, ask.sender, u64::from(ask.chunk.0));
         let wasted = self.end_upload(id);
         self.tally.wasted_bytes += wasted;
-        self.moved(wasted, false);
+        self.bin().down += wasted;
         self.asks.remove(&id);
         self.swarm(ask.sender, Input::Served { ask: id });
     }
@@ -615,7 +618,9 @@ impl World {
         }
         let new = self.nodes[node].holdings[blob].have.insert(chunk);
         *(if new { &mut self.tally.useful_bytes } else { &mut self.tally.wasted_bytes }) += bytes;
-        self.moved(bytes, true);
+        let bin = self.bin();
+        bin.down += bytes;
+        bin.origin += bytes;
         self.swarm(node, Input::OriginProgress { digest, run, bytes: so_far });
         self.swarm(node, Input::OriginChunk { digest, run, chunk, end: link_end, segment });
         if end {
@@ -737,10 +742,15 @@ impl World {
         let events = self.tally.counts.remove("events").unwrap_or(0);
         let width = bound / BINS as f64;
         let nodes = self.nodes.len() as f64;
-        let rates = (nodes * self.plan.link_down.bytes_per_second() as f64, self.plan.origin_rate.bytes_per_second() as f64);
-        let timeline = self.tally.bins.iter().enumerate().map(|(bin, (all, origin))| {
-            let width = if bin < BINS { width } else { (last - bound).max(1e-9) };
-            (*all as f64 / width / rates.0, *origin as f64 / width / rates.1)
+        let all = nodes * self.plan.link_down.bytes_per_second() as f64;
+        let (up, rate) = (self.plan.link_up.bytes_per_second() as f64, self.plan.origin_rate.bytes_per_second() as f64);
+        let timeline = self.tally.bins.iter().enumerate().map(|(at, bin)| {
+            let width = if at < BINS { width } else { (last - bound).max(1e-9) };
+            Usage {
+                down: bin.down as f64 / width / all,
+                origin: bin.origin as f64 / width / rate,
+                holders_up: bin.holders_up as f64 / width / up,
+            }
         });
         Report {
             bound_s: bound,
