@@ -801,6 +801,7 @@ const fn message_kind(message: &Message) -> &'static str {
         Message::Unsubscribe { .. } => "unsubscribe",
         Message::Have { .. } => "have",
         Message::Got { .. } => "got",
+        Message::Fresh { .. } => "fresh",
         Message::Segment { .. } => "segment",
         Message::Unknown { .. } => "unknown",
     }
