@@ -644,6 +644,7 @@ impl Swarm {
             | Message::Unsubscribe { digest }
             | Message::Have { digest, .. }
             | Message::Got { digest, .. }
+            | Message::Fresh { digest, .. }
             | Message::Segment { digest, .. }
             | Message::Unknown { digest } => *digest,
             // For the tracker.
