@@ -1,7 +1,7 @@
 //! Speed of one connection of the data plane on loopback: `cargo run --release -p shoal-daemon --example plane -- serve`
 //! prints an address and a key; `... -- pull ADDRESS KEY [CHUNKS] [AT ONCE]` pulls chunks of 4 MiB from it.
 
-#![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a measuring tool")]
+#![allow(clippy::print_stdout, clippy::unwrap_used, clippy::wildcard_enum_match_arm, reason = "a measuring tool")]
 
 use std::{
     sync::Arc,
@@ -68,13 +68,7 @@ async fn serve(mut events: mpsc::Receiver<PlaneEvent>) {
     }
 }
 
-async fn pull(
-    plane: &DataPlane,
-    peer: PeerId,
-    mut events: mpsc::Receiver<PlaneEvent>,
-    chunks: u32,
-    at_once: u32,
-) {
+async fn pull(plane: &DataPlane, peer: PeerId, mut events: mpsc::Receiver<PlaneEvent>, chunks: u32, at_once: u32) {
     println!("{:?}", events.recv().await.unwrap());
     let slots = Arc::new(Semaphore::new(at_once as usize));
     let (start, cpu) = (Instant::now(), cpu_seconds());

@@ -113,7 +113,7 @@ impl Flights {
         let mut new = false;
         let flight = flights.entry(digest).or_insert_with(|| {
             new = true;
-            Arc::new(Flight::new(digest))
+            Arc::default()
         });
         (Arc::clone(flight), new)
     }

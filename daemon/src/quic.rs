@@ -32,12 +32,12 @@ use shoal_proto::{
 };
 use tokio::{sync::mpsc, time::timeout};
 
+use self::{close::Close, endpoint::Inner};
 pub use self::{
     pull::PullError,
     reply::{Reply, ReplyError},
     tls::TlsError,
 };
-use self::{close::Close, endpoint::Inner};
 use crate::{identity::Identity, rate::Bucket, secret::Secret};
 
 /// What a data plane is made of.

@@ -2,19 +2,15 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use shoal_proto::{
-    chunk::{ChunkIndex, ChunkSet, Layout},
-    digest::Digest,
-};
+use shoal_proto::chunk::{ChunkIndex, ChunkSet, Layout};
 use tokio::sync::Notify;
 
 use super::OpenError;
 use crate::store::BlobFile;
 
 /// One fetch, shared by the node's loop, which writes, and all readers of the blob.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Flight {
-    pub(super) digest: Digest,
     state: Mutex<State>,
     changed: Notify,
 }
@@ -46,10 +42,6 @@ pub(super) enum Progress {
 }
 
 impl Flight {
-    pub(super) fn new(digest: Digest) -> Self {
-        Self { digest, state: Mutex::default(), changed: Notify::new() }
-    }
-
     pub(super) fn sized(&self, layout: Layout, file: BlobFile) {
         self.state().content = Some(Content { layout, file, have: ChunkSet::empty(layout.count()) });
         self.changed.notify_waiters();

@@ -1,6 +1,6 @@
 //! Why a connection is closed: the application codes that peers and packet captures see.
 
-use quinn::{Connection, VarInt};
+use quinn::{Connection, ConnectionError, VarInt};
 
 /// A reason to close a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +30,20 @@ pub(super) enum Close {
 }
 
 impl Close {
+    const ALL: [Self; 11] = [
+        Self::Shutdown,
+        Self::Hangup,
+        Self::Version,
+        Self::Proof,
+        Self::Protocol,
+        Self::Duplicate,
+        Self::Replaced,
+        Self::Slow,
+        Self::Limit,
+        Self::Late,
+        Self::Lost,
+    ];
+
     const fn code(self) -> u32 {
         match self {
             Self::Shutdown => 0,
@@ -64,6 +78,12 @@ impl Close {
             Self::Late => "handshake took too long",
             Self::Lost => "connection broke",
         }
+    }
+
+    /// The reason that a peer gave for closing a connection.
+    pub(super) fn of_peer(error: &ConnectionError) -> Option<Self> {
+        let ConnectionError::ApplicationClosed(close) = error else { return None };
+        Self::ALL.into_iter().find(|known| known.var_int() == close.error_code)
     }
 
     /// Closes `connection`; a closed one keeps its first reason.

@@ -38,7 +38,7 @@ pub(super) struct Inner {
     dial_transport: Arc<TransportConfig>,
     secret: Secret,
     pub(super) events: mpsc::Sender<PlaneEvent>,
-    peers: Mutex<Peers>,
+    peers: Mutex<Peers<Session>>,
     /// One permit for each session and dial.
     connections: Arc<Semaphore>,
     /// One permit for each handshake with us as the listener.
@@ -63,6 +63,8 @@ enum ConnectError {
     Silent,
     #[error("the handshake took longer than {} s", PROOF_DEADLINE.as_secs())]
     Late,
+    #[error("the peer refused: {}", .0.reason())]
+    Refused(Close),
     #[error(transparent)]
     Tls(#[from] TlsError),
     #[error(transparent)]
@@ -86,13 +88,14 @@ impl ConnectError {
             Self::Limit => Close::Limit,
             Self::Silent | Self::Late => Close::Late,
             Self::Tls(_) | Self::Connect(_) | Self::Connection(_) => Close::Lost,
+            Self::Refused(close) => *close,
             Self::Handshake(error) => error.close(),
         }
     }
 
     /// Whether somebody has to set something right.
     const fn is_configuration(&self) -> bool {
-        matches!(self, Self::Handshake(error) if matches!(error.close(), Close::Proof | Close::Version))
+        matches!(self, Self::Handshake(_) | Self::Refused(_)) && matches!(self.close(), Close::Proof | Close::Version)
     }
 }
 
@@ -133,7 +136,7 @@ impl Inner {
     }
 
     /// The slots of all peers; held for a moment only.
-    pub(super) fn peers(&self) -> MutexGuard<'_, Peers> {
+    pub(super) fn peers(&self) -> MutexGuard<'_, Peers<Session>> {
         // Every change to the slots is complete before anything could panic.
         self.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -280,11 +283,14 @@ async fn closing<T>(
     connection: &Connection,
     handshake: impl Future<Output = Result<T, ConnectError>>,
 ) -> Result<T, ConnectError> {
-    let result = handshake.await;
-    if let Err(error) = &result {
+    handshake.await.map_err(|error| {
+        // A peer's own words say more than the broken stream that its close left behind.
+        if let Some(refusal) = connection.close_reason().as_ref().and_then(Close::of_peer) {
+            return ConnectError::Refused(refusal);
+        }
         error.close().apply(connection);
-    }
-    result
+        error
+    })
 }
 
 /// Takes dials until the endpoint closes.

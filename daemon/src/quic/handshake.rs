@@ -114,9 +114,7 @@ impl<'a> Handshake<'a> {
     fn new(connection: &Connection, secret: &'a Secret, control: Control) -> Result<Self, HandshakeError> {
         let peer = tls::remote_peer(connection).ok_or(HandshakeError::Certificate)?;
         let mut exporter = [0; 32];
-        connection
-            .export_keying_material(&mut exporter, EXPORTER_LABEL, b"")
-            .map_err(|_| HandshakeError::Exporter)?;
+        connection.export_keying_material(&mut exporter, EXPORTER_LABEL, b"").map_err(|_| HandshakeError::Exporter)?;
         // Fails only if the stream is gone; the next write says so.
         control.send.set_priority(CONTROL_PRIORITY).ok();
         Ok(Self { secret, exporter, control, peer })

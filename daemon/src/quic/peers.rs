@@ -15,7 +15,13 @@ use std::{collections::HashMap, sync::Arc};
 use shoal_proto::peer::PeerId;
 use tokio_util::sync::CancellationToken;
 
-use super::session::Session;
+/// What sits in a slot.
+pub(super) trait Occupant {
+    /// Whose slot it is.
+    fn peer(&self) -> PeerId;
+    /// Whether its connection is up, as far as this end knows.
+    fn is_live(&self) -> bool;
+}
 
 /// A handshake under way: ours or a peer's.
 #[derive(Debug, Clone)]
@@ -33,17 +39,23 @@ struct Dial {
     done: CancellationToken,
 }
 
-#[derive(Debug, Default)]
-struct Slot {
+#[derive(Debug)]
+struct Slot<S> {
     dial: Option<Dial>,
     accept: Option<Attempt>,
     /// A dial was given up in favour of `accept`: if that fails too, the caller must hear of it.
     wanted: bool,
-    session: Option<Arc<Session>>,
+    session: Option<Arc<S>>,
 }
 
-impl Slot {
-    fn live(&self) -> Option<&Arc<Session>> {
+impl<S> Default for Slot<S> {
+    fn default() -> Self {
+        Self { dial: None, accept: None, wanted: false, session: None }
+    }
+}
+
+impl<S: Occupant> Slot<S> {
+    fn live(&self) -> Option<&Arc<S>> {
         self.session.as_ref().filter(|session| session.is_live())
     }
 
@@ -65,13 +77,13 @@ pub(super) enum Acceptance {
 
 /// All slots.
 #[derive(Debug)]
-pub(super) struct Peers {
+pub(super) struct Peers<S> {
     us: PeerId,
-    slots: HashMap<PeerId, Slot>,
+    slots: HashMap<PeerId, Slot<S>>,
     attempts: u64,
 }
 
-impl Peers {
+impl<S: Occupant> Peers<S> {
     pub(super) fn new(us: PeerId) -> Self {
         Self { us, slots: HashMap::new(), attempts: 0 }
     }
@@ -125,7 +137,7 @@ impl Peers {
 
     /// Makes `session` the peer's session, if `attempt` has not been given up. Returns the session that it replaces:
     /// its end must be reported before the new one is.
-    pub(super) fn commit(&mut self, attempt: &Attempt, session: Arc<Session>) -> Result<Option<Arc<Session>>, GivenUp> {
+    pub(super) fn commit(&mut self, attempt: &Attempt, session: Arc<S>) -> Result<Option<Arc<S>>, GivenUp> {
         let slot = self.slots.get_mut(&attempt.peer).filter(|slot| slot.owns(attempt)).ok_or(GivenUp)?;
         if attempt.cancelled.is_cancelled() {
             return Err(GivenUp);
@@ -149,17 +161,17 @@ impl Peers {
     }
 
     /// Forgets a session whose end was reported.
-    pub(super) fn ended(&mut self, session: &Arc<Session>) {
-        if let Some(slot) = self.slots.get_mut(&session.peer)
+    pub(super) fn ended(&mut self, session: &Arc<S>) {
+        if let Some(slot) = self.slots.get_mut(&session.peer())
             && slot.session.as_ref().is_some_and(|current| Arc::ptr_eq(current, session))
         {
             slot.session = None;
-            self.tidy(session.peer);
+            self.tidy(session.peer());
         }
     }
 
     /// Cancels handshakes with a peer and returns its session.
-    pub(super) fn hangup(&self, peer: PeerId) -> Option<Arc<Session>> {
+    pub(super) fn hangup(&self, peer: PeerId) -> Option<Arc<S>> {
         let slot = self.slots.get(&peer)?;
         for attempt in slot.dial.iter().map(|dial| &dial.attempt).chain(&slot.accept) {
             attempt.cancelled.cancel();
@@ -168,12 +180,12 @@ impl Peers {
     }
 
     /// The session with a peer.
-    pub(super) fn session(&self, peer: PeerId) -> Option<&Arc<Session>> {
+    pub(super) fn session(&self, peer: PeerId) -> Option<&Arc<S>> {
         self.slots.get(&peer)?.live()
     }
 
     /// All sessions.
-    pub(super) fn sessions(&self) -> impl Iterator<Item = &Arc<Session>> {
+    pub(super) fn sessions(&self) -> impl Iterator<Item = &Arc<S>> {
         self.slots.values().filter_map(Slot::live)
     }
 
@@ -184,7 +196,7 @@ impl Peers {
     }
 }
 
-impl Slot {
+impl<S> Slot<S> {
     fn owns(&self, attempt: &Attempt) -> bool {
         let dial = self.dial.as_ref().map(|dial| &dial.attempt);
         dial.into_iter().chain(&self.accept).any(|current| current.number == attempt.number)
@@ -201,3 +213,140 @@ impl Slot {
 /// The attempt lost against another one, or the caller has hung up.
 #[derive(Debug)]
 pub(super) struct GivenUp;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    const SMALL: PeerId = PeerId([1; 32]);
+    const LARGE: PeerId = PeerId([2; 32]);
+
+    struct Fake {
+        peer: PeerId,
+        live: AtomicBool,
+    }
+
+    impl Occupant for Fake {
+        fn peer(&self) -> PeerId {
+            self.peer
+        }
+
+        fn is_live(&self) -> bool {
+            self.live.load(Ordering::Relaxed)
+        }
+    }
+
+    fn session(peer: PeerId) -> Arc<Fake> {
+        Arc::new(Fake { peer, live: AtomicBool::new(true) })
+    }
+
+    fn answer(acceptance: Acceptance) -> Attempt {
+        match acceptance {
+            Acceptance::Answer(attempt) => attempt,
+            Acceptance::Wait(_) | Acceptance::Duplicate => panic!("not answered"),
+        }
+    }
+
+    #[test]
+    fn the_smaller_node_lets_a_dial_wait_for_its_own() {
+        let mut peers = Peers::new(SMALL);
+        let dial = peers.begin_dial(LARGE).unwrap();
+        let Acceptance::Wait(done) = peers.begin_accept(LARGE, false) else { panic!("answered") };
+        assert!(!done.is_cancelled());
+        assert!(peers.commit(&dial, session(LARGE)).unwrap().is_none());
+        assert!(done.is_cancelled());
+        assert!(matches!(peers.begin_accept(LARGE, true), Acceptance::Duplicate));
+    }
+
+    #[test]
+    fn the_waiting_dial_goes_on_when_the_own_one_fails() {
+        let mut peers = Peers::new(SMALL);
+        let dial = peers.begin_dial(LARGE).unwrap();
+        let Acceptance::Wait(done) = peers.begin_accept(LARGE, false) else { panic!("answered") };
+        assert!(peers.abandon(&dial), "the caller is told");
+        assert!(done.is_cancelled());
+        let accept = answer(peers.begin_accept(LARGE, true));
+        assert!(peers.commit(&accept, session(LARGE)).unwrap().is_none());
+    }
+
+    #[test]
+    fn the_larger_node_gives_its_dial_up() {
+        let mut peers = Peers::new(LARGE);
+        let dial = peers.begin_dial(SMALL).unwrap();
+        let accept = answer(peers.begin_accept(SMALL, false));
+        assert!(dial.cancelled.is_cancelled());
+        assert!(peers.commit(&dial, session(SMALL)).is_err());
+        assert!(!peers.abandon(&dial), "the other connection answers for it");
+        assert!(peers.commit(&accept, session(SMALL)).is_ok());
+    }
+
+    #[test]
+    fn a_dial_given_up_is_reported_when_the_other_connection_fails_too() {
+        let mut peers = Peers::<Fake>::new(LARGE);
+        let dial = peers.begin_dial(SMALL).unwrap();
+        let accept = answer(peers.begin_accept(SMALL, false));
+        assert!(!peers.abandon(&dial));
+        assert!(peers.abandon(&accept));
+        assert!(peers.slots.is_empty());
+    }
+
+    #[test]
+    fn a_dial_during_a_handshake_is_reported_when_that_fails() {
+        let mut peers = Peers::<Fake>::new(LARGE);
+        let accept = answer(peers.begin_accept(SMALL, false));
+        assert!(peers.begin_dial(SMALL).is_none());
+        assert!(peers.abandon(&accept));
+        let unwanted = answer(peers.begin_accept(SMALL, false));
+        assert!(!peers.abandon(&unwanted));
+    }
+
+    #[test]
+    fn a_confirmed_dial_replaces_a_live_session() {
+        let mut peers = Peers::new(SMALL);
+        let first = answer(peers.begin_accept(LARGE, false));
+        let former = session(LARGE);
+        peers.commit(&first, Arc::clone(&former)).unwrap();
+        let second = answer(peers.begin_accept(LARGE, false));
+        let replaced = peers.commit(&second, session(LARGE)).unwrap().unwrap();
+        assert!(Arc::ptr_eq(&replaced, &former));
+        peers.ended(&former);
+        assert!(peers.session(LARGE).is_some(), "the end of the former is not the end of the newer");
+    }
+
+    #[test]
+    fn a_newer_dial_of_a_peer_ends_its_older_one() {
+        let mut peers = Peers::new(SMALL);
+        let older = answer(peers.begin_accept(LARGE, false));
+        let newer = answer(peers.begin_accept(LARGE, false));
+        assert!(older.cancelled.is_cancelled());
+        assert!(peers.commit(&older, session(LARGE)).is_err());
+        assert!(!peers.abandon(&older));
+        assert!(peers.commit(&newer, session(LARGE)).is_ok());
+    }
+
+    #[test]
+    fn a_dead_session_does_not_stop_a_dial_and_hands_over_in_order() {
+        let mut peers = Peers::new(SMALL);
+        let first = peers.begin_dial(LARGE).unwrap();
+        let former = session(LARGE);
+        peers.commit(&first, Arc::clone(&former)).unwrap();
+        assert!(peers.begin_dial(LARGE).is_none(), "connected");
+        former.live.store(false, Ordering::Relaxed);
+        assert!(peers.session(LARGE).is_none());
+        let second = peers.begin_dial(LARGE).unwrap();
+        assert!(peers.commit(&second, session(LARGE)).unwrap().is_some(), "its end may not be reported yet");
+    }
+
+    #[test]
+    fn a_hangup_cancels_handshakes() {
+        let mut peers = Peers::<Fake>::new(SMALL);
+        let dial = peers.begin_dial(LARGE).unwrap();
+        assert!(peers.hangup(LARGE).is_none());
+        assert!(peers.commit(&dial, session(LARGE)).is_err());
+        assert!(peers.abandon(&dial), "the caller is told");
+        assert!(peers.slots.is_empty());
+    }
+}

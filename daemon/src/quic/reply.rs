@@ -104,9 +104,8 @@ impl Reply {
     /// Writes all of `chunks`, with a deadline on each bit of progress.
     async fn write(&mut self, mut chunks: &mut [Bytes]) -> Result<(), ReplyError> {
         while !chunks.is_empty() {
-            let written = timeout(STALL_DEADLINE, self.stream.write_chunks(chunks))
-                .await
-                .map_err(|_| ReplyError::Stalled)??;
+            let written =
+                timeout(STALL_DEADLINE, self.stream.write_chunks(chunks)).await.map_err(|_| ReplyError::Stalled)??;
             chunks = &mut chunks[written.chunks..];
         }
         Ok(())

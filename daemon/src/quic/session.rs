@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use quinn::{Connection, RecvStream, SendStream};
 use shoal_proto::{
     peer::{Contact, PeerId},
@@ -10,7 +11,6 @@ use shoal_proto::{
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc},
-    task::JoinSet,
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
@@ -22,6 +22,7 @@ use super::{
     frame::{self, FrameError},
     handshake::{Control, GIVEN_UP},
     limits::{self, QUEUE_MESSAGES, STALL_DEADLINE},
+    peers::Occupant,
     reply::Reply,
 };
 
@@ -49,11 +50,6 @@ impl Session {
         (Arc::new(Self { peer, connection, queue, reported: CancellationToken::new() }), queued)
     }
 
-    /// Whether the connection is still up, as far as this end knows.
-    pub(super) fn is_live(&self) -> bool {
-        self.connection.close_reason().is_none()
-    }
-
     /// The peer and the address at which it is reached.
     pub(super) fn contact(&self) -> Contact {
         let address = self.connection.remote_address();
@@ -71,6 +67,16 @@ impl Session {
             }
             mpsc::error::TrySendError::Closed(_) => SendError::NotConnected,
         })
+    }
+}
+
+impl Occupant for Session {
+    fn peer(&self) -> PeerId {
+        self.peer
+    }
+
+    fn is_live(&self) -> bool {
+        self.connection.close_reason().is_none()
     }
 }
 
@@ -178,23 +184,24 @@ async fn write_messages(mut stream: SendStream, mut queued: mpsc::Receiver<Messa
 /// Takes the peer's request streams. Their number is bounded by the connection's stream limit, which counts a stream
 /// until its answer ends.
 async fn take_requests(plane: &Inner, session: &Session) -> Close {
-    let mut requests = JoinSet::new();
+    // Not tasks of their own: when the session ends, none of them may report a request any more.
+    let mut requests = FuturesUnordered::new();
     loop {
         tokio::select! {
             stream = session.connection.accept_bi() => match stream {
                 Ok((send, receive)) => {
                     let reply = Reply::new(send, plane.upload.clone());
-                    requests.spawn(take_request(session.peer, receive, reply, plane.events.clone()));
+                    requests.push(take_request(session.peer, receive, reply, &plane.events));
                 }
                 Err(_) => return Close::Lost,
             },
-            Some(_) = requests.join_next() => {}
+            Some(()) = requests.next() => {}
         }
     }
 }
 
 /// Reads one request. A broken one only costs its own stream: `reply` resets it when dropped.
-async fn take_request(peer: PeerId, mut stream: RecvStream, reply: Reply, events: mpsc::Sender<PlaneEvent>) {
+async fn take_request(peer: PeerId, mut stream: RecvStream, reply: Reply, events: &mpsc::Sender<PlaneEvent>) {
     let ask = match timeout(STALL_DEADLINE, stream.read_to_end(ASK_BYTES_MAX)).await {
         Ok(Ok(bytes)) => match wire::split_frame(&bytes) {
             Ok(Some((body, []))) => wire::decode_ask(body).ok(),

@@ -492,7 +492,7 @@ impl Fetch {
         }
         cx.out.push(Output::Discard { digest: self.digest });
         self.progressed = cx.now;
-        self.lease = Some(Lease::own(cx.now));
+        self.lease = Some(Lease::own());
     }
 
     fn check_stall(&mut self, cx: &mut Context<'_>) {
@@ -506,7 +506,7 @@ impl Fetch {
             (None, _) => {
                 cx.out.push(Output::Report(Event::Stalled { digest: self.digest }));
                 self.stop_origin(cx);
-                self.lease = Some(Lease::own(cx.now));
+                self.lease = Some(Lease::own());
             }
         }
     }

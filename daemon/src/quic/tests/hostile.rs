@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use quinn::{Connection, ConnectionError, Endpoint};
+use quinn::{Connection, Endpoint};
 use shoal_proto::wire::{self, FRAME_BYTES_MAX, Hello, VERSION};
 
 use super::*;
@@ -48,9 +48,7 @@ impl Rogue {
 
 async fn closed(connection: &Connection) -> Close {
     let error = timeout(PATIENCE, connection.closed()).await.unwrap();
-    let ConnectionError::ApplicationClosed(close) = error else { panic!("closed by {error}") };
-    let all = [Close::Version, Close::Proof, Close::Protocol, Close::Late, Close::Replaced];
-    all.into_iter().find(|known| known.var_int() == close.error_code).unwrap_or_else(|| panic!("closed by {close}"))
+    Close::of_peer(&error).unwrap_or_else(|| panic!("closed by {error}"))
 }
 
 fn exporter(connection: &Connection) -> [u8; 32] {

@@ -42,7 +42,9 @@ async fn both_ends_of_a_connection_can_pull_many_chunks_at_once() {
     for (from, to) in [(&a, b.peer), (&b, a.peer)] {
         for number in 0..200 {
             let plane = from.plane.clone();
-            pulls.spawn(async move { (number, plane.pull(to, ask(number), 300_000 - u64::from(number), PATIENCE).await) });
+            pulls.spawn(
+                async move { (number, plane.pull(to, ask(number), 300_000 - u64::from(number), PATIENCE).await) },
+            );
         }
     }
     for mut node in [a, b] {
