@@ -229,8 +229,7 @@ impl Driver {
     fn discard(&mut self, digest: Digest) {
         let Some(job) = self.jobs.remove(&digest) else { return };
         tracing::warn!(%digest, "a claim was false; starting anew from the origin");
-        self.end(digest, Err(OpenError::Corrupt));
-        let (flight, _) = self.flights.join(digest);
+        let flight = self.flights.renew(digest, Err(OpenError::Corrupt));
         let fresh = Job::new(job.source.clone(), flight);
         if let Some(partial) = job.partial.borrow().clone().flatten() {
             // Before the machine's next order, so that the store has a free place for the new beginning.
