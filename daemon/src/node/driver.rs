@@ -265,6 +265,7 @@ impl Driver {
             | Message::Unsubscribe { .. }
             | Message::Have { .. }
             | Message::Got { .. }
+            | Message::Fresh { .. }
             | Message::Segment { .. }
             | Message::Unknown { .. } => {}
         }
