@@ -291,5 +291,4 @@ fn sample(rng: &mut Pcg64Mcg, tracked: &Tracked, asker: PeerId, count: usize) ->
 }
 
 #[cfg(test)]
-
 mod tests;

@@ -44,9 +44,9 @@ impl Rig {
     /// Joins and returns the answer to the joiner: the lease, whether somebody serves, and the peers.
     fn answer(&mut self, id: u8, join: Join) -> (Option<Epoch>, bool, Vec<Contact>) {
         let out = self.join(id, join);
-        let found = out.into_iter().find_map(|send| match send.message {
-            Message::Joined { lease, served, peers, .. } if send.peer == peer(id) => Some((lease, served, peers)),
-            _ => None,
+        let found = out.into_iter().filter(|send| send.peer == peer(id)).find_map(|send| {
+            let Message::Joined { lease, served, peers, .. } = send.message else { return None };
+            Some((lease, served, peers))
         });
         found.expect("every joiner but a complete one is answered")
     }
