@@ -91,7 +91,7 @@ impl View {
                 if let Some(bars) = &self.bars {
                     bars.total.set_length(bytes);
                 }
-                self.line(&resolved_line(&self.image, digest, layers, bytes))
+                resolved_line(&self.image, digest, layers, bytes).lines().try_for_each(|line| self.line(line))
             }
             PullProgress::Layer { digest, size, have } => self.layer(digest, size, have),
             PullProgress::Done { bytes, milliseconds, .. } => {
@@ -206,7 +206,7 @@ fn resolved_line(image: &str, digest: Digest, blobs: u32, bytes: u64) -> String 
     if image.ends_with(&digest.to_string()) {
         format!("{image}: {blobs}, {size}")
     } else {
-        format!("{image} is {digest}: {blobs}, {size}")
+        format!("{image}: {blobs}, {size}\n{digest}")
     }
 }
 
@@ -248,7 +248,7 @@ mod tests {
     #[test]
     fn the_first_line_says_what_the_name_stands_for_and_the_last_how_long_it_took() {
         let digest = Digest::sha256([0; 32]);
-        assert_eq!(resolved_line("alpine", digest, 2, 1024), format!("alpine is {digest}: 2 blobs, 1.0 KiB"));
+        assert_eq!(resolved_line("alpine", digest, 2, 1024), format!("alpine: 2 blobs, 1.0 KiB\n{digest}"));
         let pinned = format!("alpine@{digest}");
         assert_eq!(resolved_line(&pinned, digest, 1, 5), format!("{pinned}: 1 blob, 5 B"));
         assert_eq!(done_line(3 << 20, Duration::from_millis(1500), true), "done: 3.0 MiB in 1.5 s, 2.0 MiB/s");
