@@ -81,10 +81,10 @@ impl Default for Limits {
         Self {
             neighbours_max: 20,
             remotes_max: 60,
-            pulls_max: 6,
+            pulls_max: 12,
             pulls_per_peer_max: 2,
-            uploads_max: 8,
-            asks_waiting_max: 6,
+            uploads_max: 12,
+            asks_waiting_max: 2,
             releases_max: 16,
             releases_per_peer_max: 2,
             release_timeout: Duration::from_secs(2),

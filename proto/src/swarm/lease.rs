@@ -153,9 +153,10 @@ impl Fetch {
         }
     }
 
-    pub(super) fn origin_progress(&mut self, id: RunId, bytes: u64) {
-        if let Some(run) = self.run(id) {
-            run.bytes = run.bytes.max(bytes);
+    pub(super) fn origin_progress(&mut self, cx: &Context<'_>, id: RunId, bytes: u64) {
+        if let Some(run) = self.run(id).filter(|run| run.bytes < bytes) {
+            run.bytes = bytes;
+            self.progressed = cx.now;
         }
     }
 
