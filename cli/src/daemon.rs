@@ -12,7 +12,7 @@ use std::{
 
 use serde::Serialize;
 use shoal_daemon::{
-    Daemon,
+    BuildError, Daemon,
     config::{Config, LogFormat},
     secret::Secret,
 };
@@ -104,10 +104,19 @@ async fn serve(config: Config) -> Result<(), Failure> {
     let stop = watch_signals()?;
     tokio::pin!(stop);
     let daemon = tokio::select! {
-        built = Daemon::build(config) => built.map_err(|error| Failure::new(GENERAL, format!("cannot start: {error}")))?,
+        built = Daemon::build(config) => built.map_err(|error| cannot_start(&error))?,
         () = &mut stop => return Ok(()),
     };
     daemon.run(stop).await.map_err(|error| Failure::new(GENERAL, error.to_string()))
+}
+
+/// What only shows when it is used is a mistake in the configuration all the same.
+fn cannot_start(error: &BuildError) -> Failure {
+    let configured = matches!(
+        error,
+        BuildError::Config(_) | BuildError::Secret(_) | BuildError::Upstream(_) | BuildError::NeedsSecret(_)
+    );
+    Failure::new(if configured { USAGE } else { GENERAL }, format!("cannot start: {error}"))
 }
 
 /// Resolves at the first SIGTERM or SIGINT. A second one ends the process on the spot.
@@ -159,7 +168,9 @@ fn readable(file: &Path) -> io::Result<()> {
 }
 
 fn start_log(config: &Config) -> Result<(), Failure> {
-    let filter = EnvFilter::try_new(&config.log_filter).map_err(|error| {
+    // Unless told otherwise: what libraries say about single packets and peers is not for the operator.
+    let quiet = if config.log_filter == "info" { "libp2p_swarm=warn,libp2p_kad=error," } else { "" };
+    let filter = EnvFilter::try_new(format!("{quiet}{}", config.log_filter)).map_err(|error| {
         Failure::new(USAGE, format!("log: {error}; the form is a level or TARGET=LEVEL, with commas between"))
     })?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);

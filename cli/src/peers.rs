@@ -20,13 +20,16 @@ pub(crate) struct PeersArgs {
 pub(crate) async fn run(args: PeersArgs, output: Output) -> Result<ExitCode, Failure> {
     let mut status: Status = Control::of(&args.node)?.get("/v1/status").await?;
     status.peers.sort_by(|a, b| a.rtt_ms.total_cmp(&b.rtt_ms));
-    output.report(&status.peers, |peers| text(peers))?;
+    output.report(&status.peers, |peers| text(peers, status.dht_peers))?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn text(peers: &[PeerStatus]) -> String {
+fn text(peers: &[PeerStatus], known: u32) -> String {
+    if peers.is_empty() && known == 0 {
+        return "no peers: this node was given no --bootstrap address, or nobody answers there".to_owned();
+    }
     if peers.is_empty() {
-        return "no peers: this node was given no --bootstrap address, nobody answers there, or nobody needed this node yet".to_owned();
+        return format!("no connected peers; {known} known (nodes connect when they share a blob)");
     }
     let head = ["PEER", "ADDRESS", "RTT", "RECEIVED", "SENT"].map(str::to_owned).to_vec();
     let rows = peers.iter().map(|peer| {

@@ -35,7 +35,15 @@ fn text(status: &Status) -> String {
             format!("{}, up {}", if status.ready { "ready" } else { "starting" }, duration(status.uptime_seconds)),
         ),
         ("registry", registry.join(", ")),
-        ("peers", format!("{} connected, at {} (tcp and udp)", status.peers.len(), status.addresses.p2p)),
+        (
+            "peers",
+            format!(
+                "{} connected, {} known; this node is at {}",
+                status.peers.len(),
+                status.dht_peers,
+                status.addresses.p2p
+            ),
+        ),
         ("observe", format!("http://{}/", status.addresses.observe)),
         ("store", format!("{} complete, {}", counted(count, "blob"), human(bytes))),
         (

@@ -4,11 +4,13 @@
 //! the only maker of [`Time`](shoal_proto::time::Time), and never waits for anything but the next fact.
 
 mod driver;
+mod fetch;
 mod flight;
 mod obey;
 mod origin_run;
 mod parts;
 mod read;
+mod through;
 mod whole;
 
 use std::{
@@ -30,11 +32,12 @@ use tokio::{
     time::timeout,
 };
 
-pub use self::{parts::Parts, read::Blob};
+pub use self::{fetch::Fetch, flight::Advance, parts::Parts, read::Blob};
 use self::{
     driver::Command,
     flight::{Flight, Progress},
     read::Watch,
+    through::Through,
 };
 use crate::{
     origin::{OriginError, Source},
@@ -118,6 +121,20 @@ impl Flights {
         (Arc::clone(flight), new)
     }
 
+    /// Ends the flight of a blob, and lets the next one begin at once: whoever looks for one joins that.
+    fn renew(&self, digest: Digest, end: Result<(), OpenError>) -> Arc<Flight> {
+        let next = Arc::<Flight>::default();
+        if let Some(flight) = self.lock().insert(digest, Arc::clone(&next)) {
+            flight.end(end);
+        }
+        next
+    }
+
+    /// Whether this is the flight that readers of its blob would join.
+    fn is_current(&self, digest: &Digest, flight: &Arc<Flight>) -> bool {
+        self.lock().get(digest).is_some_and(|current| Arc::ptr_eq(current, flight))
+    }
+
     fn end(&self, digest: &Digest, end: Result<(), OpenError>) {
         if let Some(flight) = self.lock().remove(digest) {
             flight.end(end);
@@ -133,20 +150,31 @@ impl Node {
     }
 
     /// Opens a blob: from the store, or by a fetch that this starts or joins. Returns as soon as its size is known and
-    /// bytes at `offset` are at hand or on their way (a complete blob: at once), at the latest after `deadline`.
+    /// bytes at `offset` are at hand or on their way (a complete blob: at once), at the latest after `deadline`. If the
+    /// disk cannot take the blob, it is streamed past the store, from the origin, to a reader that wants all of it.
     ///
     /// # Errors
     /// See [`OpenError`].
     pub async fn open(&self, want: Want, offset: u64, deadline: Duration) -> Result<Blob, OpenError> {
-        if let Some(blob) = self.open_sealed(want.digest).await? {
+        match self.open_stored(want.clone(), offset, deadline).await {
+            Err(OpenError::Disk(why)) if offset == 0 => {
+                tracing::warn!(digest = %want.digest.short(), why, "streaming past the store");
+                let through = timeout(deadline, Through::open(&self.shared.parts.origin, &want)).await;
+                Ok(Blob::through(through.map_err(|_| OpenError::Deadline(deadline))??))
+            }
+            opened => opened,
+        }
+    }
+
+    async fn open_stored(&self, want: Want, offset: u64, deadline: Duration) -> Result<Blob, OpenError> {
+        let digest = want.digest;
+        if let Some(blob) = self.open_sealed(digest).await? {
             return Ok(blob);
         }
-        let digest = want.digest;
-        let (flight, new) = self.shared.flights.join(digest);
-        if new && let Err(error) = self.take_off(want, &flight).await {
-            self.shared.flights.end(&digest, Err(error.clone()));
-            return Err(error);
-        }
+        let Some(flight) = self.board(want).await? else {
+            let sealed = self.open_sealed(digest).await?;
+            return sealed.ok_or(OpenError::Overloaded("the blob was removed just now"));
+        };
         let reader = ReaderId(self.shared.readers.fetch_add(1, Ordering::Relaxed));
         let commands = self.shared.commands.clone();
         let watch = Watch { digest, reader, commands, sealed: self.shared.sealed_only };
@@ -167,6 +195,23 @@ impl Node {
         Ok(Blob::arriving(flight, watch, layout.size()))
     }
 
+    /// Brings a blob into the store: by a fetch that this starts or joins, if it is not there yet. The fetch goes on when
+    /// nobody waits for it any more.
+    ///
+    /// # Errors
+    /// See [`OpenError`]; what goes wrong later comes out of [`Fetch::done`].
+    pub async fn fetch(&self, want: Want) -> Result<Fetch, OpenError> {
+        let digest = want.digest;
+        if let Some(size) = self.sealed_size(&digest) {
+            return Ok(Fetch::stored(size));
+        }
+        if let Some(flight) = self.board(want).await? {
+            return Ok(Fetch::flying(digest, flight, self.shared.flights.clone(), self.shared.store.clone()));
+        }
+        let size = self.sealed_size(&digest).ok_or(OpenError::Overloaded("the blob was removed just now"))?;
+        Ok(Fetch::stored(size))
+    }
+
     /// The fetches and held blobs of the swarm; empty if the node shuts down.
     pub async fn fetches(&self) -> Vec<NodeFetch> {
         let (tx, rx) = oneshot::channel();
@@ -185,6 +230,25 @@ impl Node {
         let sealed = sealed.map_err(std::io::Error::other).and_then(|opened| opened);
         let sealed = sealed.map_err(|error| OpenError::Disk(error.to_string()))?;
         Ok(sealed.map(|sealed| Blob::sealed(sealed.file, sealed.layout.size())))
+    }
+
+    /// Joins the flight of a blob, or starts it. None if it has just landed: then the blob is in the store.
+    async fn board(&self, want: Want) -> Result<Option<Arc<Flight>>, OpenError> {
+        let digest = want.digest;
+        let (flight, new) = self.shared.flights.join(digest);
+        if !new {
+            return Ok(Some(flight));
+        }
+        // A blob is in the store before its flight is over, so this look cannot miss it.
+        if self.sealed_size(&digest).is_some() {
+            self.shared.flights.end(&digest, Ok(()));
+            return Ok(None);
+        }
+        if let Err(error) = self.take_off(want, &flight).await {
+            self.shared.flights.end(&digest, Err(error.clone()));
+            return Err(error);
+        }
+        Ok(Some(flight))
     }
 
     /// Starts a fetch.

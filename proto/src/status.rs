@@ -41,6 +41,7 @@ pub struct Status {
     /// The peers that it is connected to.
     pub peers: Vec<PeerStatus>,
     /// How many other nodes discovery knows.
+    #[serde(default)]
     pub dht_peers: u32,
     /// The blobs in its store.
     pub blobs: Vec<BlobStatus>,

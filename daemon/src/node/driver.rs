@@ -58,6 +58,8 @@ pub(super) enum Fact {
     Swarm(Input),
     /// What the store had of a wanted blob.
     Resumed { digest: Digest, resumed: Option<Resumed> },
+    /// A wanted blob was in the store already.
+    Stored { digest: Digest, sealed: SealedBlob },
     /// A sealed blob was opened because a peer asked about it.
     Opened { digest: Digest, sealed: Option<SealedBlob> },
     /// Room was made for a blob, or not.
@@ -263,6 +265,7 @@ impl Driver {
             | Message::Unsubscribe { .. }
             | Message::Have { .. }
             | Message::Got { .. }
+            | Message::Fresh { .. }
             | Message::Segment { .. }
             | Message::Unknown { .. } => {}
         }
@@ -298,6 +301,10 @@ impl Driver {
         self.jobs.insert(digest, Arc::new(Job::new(Some(want.source), flight)));
         let store = self.parts.store.clone();
         self.blocking(move || {
+            // It may have been sealed between the reader's look into the store and its wish.
+            if let Ok(Some(sealed)) = store.open_sealed(&digest) {
+                return Fact::Stored { digest, sealed };
+            }
             let resumed = store.resume(&digest).unwrap_or_else(|error| {
                 tracing::warn!(digest = %digest.short(), %error, "cannot resume; starting anew");
                 None
@@ -331,6 +338,12 @@ impl Driver {
                 self.swarm(input);
             }
             Fact::Resumed { digest, resumed } => self.resumed(digest, resumed),
+            Fact::Stored { digest, sealed } => {
+                if let Some(job) = self.jobs.remove(&digest) {
+                    job.flight.sized(sealed.layout, sealed.file);
+                }
+                self.flights.end(&digest, Ok(()));
+            }
             Fact::Opened { digest, sealed } => self.opened(digest, sealed),
             Fact::Room { digest, partial } => self.room(digest, partial),
             Fact::Sealed { digest, sealed } => self.sealed(digest, sealed),

@@ -19,6 +19,8 @@ pub(super) struct Flight {
 struct State {
     content: Option<Content>,
     end: Option<Result<(), OpenError>>,
+    /// Signs of life so far, of whatever kind.
+    stirs: u64,
 }
 
 #[derive(Debug)]
@@ -41,17 +43,59 @@ pub(super) enum Progress {
     Failed(OpenError),
 }
 
+/// How far a fetch is, for somebody who waits for the whole blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Advance {
+    /// Bytes in the blob; none until somebody told.
+    pub size: Option<u64>,
+    /// Bytes of it that are stored and verified.
+    pub have: u64,
+    /// Differs from what it was when anything has come since, be it less than a chunk.
+    pub stirs: u64,
+}
+
 impl Flight {
     pub(super) fn sized(&self, layout: Layout, file: BlobFile) {
-        self.state().content = Some(Content { layout, file, have: ChunkSet::empty(layout.count()) });
+        let mut state = self.state();
+        state.content = Some(Content { layout, file, have: ChunkSet::empty(layout.count()) });
+        state.stirs += 1;
+        drop(state);
         self.changed.notify_waiters();
     }
 
     pub(super) fn arrived(&self, chunk: ChunkIndex) {
-        if let Some(content) = &mut self.state().content {
+        let mut state = self.state();
+        state.stirs += 1;
+        if let Some(content) = &mut state.content {
             content.have.insert(chunk);
         }
+        drop(state);
         self.changed.notify_waiters();
+    }
+
+    /// Bytes came in that do not make a chunk yet. Wakes nobody: nothing more can be read.
+    pub(super) fn stirred(&self) {
+        self.state().stirs += 1;
+    }
+
+    /// How far the fetch is.
+    pub(super) fn advance(&self) -> Advance {
+        let state = self.state();
+        let Some(content) = &state.content else { return Advance { size: None, have: 0, stirs: state.stirs } };
+        let layout = content.layout;
+        let have = if matches!(state.end, Some(Ok(()))) {
+            layout.size()
+        } else {
+            let whole = u64::from(content.have.len()) * layout.chunk_bytes();
+            let short = layout.chunk_bytes() - layout.len(layout.last());
+            whole - if content.have.contains(layout.last()) { short } else { 0 }
+        };
+        Advance { size: Some(layout.size()), have, stirs: state.stirs }
+    }
+
+    /// How the fetch ended, if it has.
+    pub(super) fn ended(&self) -> Option<Result<(), OpenError>> {
+        self.state().end.clone()
     }
 
     /// Ends the flight; the first end counts.

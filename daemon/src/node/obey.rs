@@ -131,7 +131,7 @@ impl Driver {
         let Some(source) = job.source.clone() else { return };
         let layout = job.partial.borrow().as_ref().and_then(Option::as_ref).map(PartialBlob::layout);
         let layout = layout.or_else(|| {
-            let view = self.swarm.fetches().find(|view| view.digest == digest)?;
+            let view = self.swarm.fetch(&digest)?;
             Layout::new(view.size?)
         });
         let run = Run { digest, id, from, until, before, layout, source, job };
@@ -170,8 +170,7 @@ impl Driver {
     fn arrived(&mut self, digest: Digest, chunk: ChunkIndex) {
         let Some(job) = self.jobs.get(&digest) else { return };
         job.flight.arrived(chunk);
-        let due = self.swarm.fetches().find(|view| view.digest == digest);
-        if due.is_some_and(|view| view.have % CHUNKS_PER_SAVE == 0) {
+        if self.swarm.fetch(&digest).is_some_and(|view| view.have % CHUNKS_PER_SAVE == 0) {
             self.save_claim(&digest);
         }
     }
@@ -230,8 +229,7 @@ impl Driver {
     fn discard(&mut self, digest: Digest) {
         let Some(job) = self.jobs.remove(&digest) else { return };
         tracing::warn!(%digest, "a claim was false; starting anew from the origin");
-        self.end(digest, Err(OpenError::Corrupt));
-        let (flight, _) = self.flights.join(digest);
+        let flight = self.flights.renew(digest, Err(OpenError::Corrupt));
         let fresh = Job::new(job.source.clone(), flight);
         if let Some(partial) = job.partial.borrow().clone().flatten() {
             // Before the machine's next order, so that the store has a free place for the new beginning.

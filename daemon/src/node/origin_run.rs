@@ -142,10 +142,14 @@ impl Run {
     /// Tells the loop of bytes inside a chunk, so that a slow origin does not look like a stuck one.
     async fn report(&self, facts: &mpsc::Sender<Fact>, progress: watch::Receiver<u64>) {
         let mut next = Instant::now() + PROGRESS_INTERVAL;
+        let mut before = 0;
         loop {
             tokio::time::sleep_until(next).await;
             next += PROGRESS_INTERVAL;
             let bytes = *progress.borrow();
+            if std::mem::replace(&mut before, bytes) != bytes {
+                self.job.flight.stirred();
+            }
             self.tell(facts, Input::OriginProgress { digest: self.digest, run: self.id, bytes }).await;
         }
     }

@@ -35,20 +35,21 @@ async fn fetch(parts: &Parts, want: &Want, flight: &Flight) -> Result<(), OpenEr
     let (store, digest) = (parts.store.clone(), want.digest);
     let partial = blocking(move || store.create(&digest, size)).await?;
     flight.sized(layout, partial.file().clone());
-    let outcome = fill(&mut body, digest, &partial).await;
+    let outcome = fill(&mut body, digest, &partial, flight).await;
     if outcome.is_err() {
         blocking(move || partial.discard()).await?;
     }
     outcome
 }
 
-async fn fill(body: &mut Body, digest: Digest, partial: &PartialBlob) -> Result<(), OpenError> {
+async fn fill(body: &mut Body, digest: Digest, partial: &PartialBlob, flight: &Flight) -> Result<(), OpenError> {
     let mut hash = Sha512::new();
     let (mut at, mut batch, mut batched) = (0, Vec::new(), 0);
     loop {
         let next = body.next().await?;
         let ended = next.is_none();
         if let Some(bytes) = next {
+            flight.stirred();
             batched += bytes.len();
             batch.push(bytes);
         }

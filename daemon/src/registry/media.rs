@@ -9,13 +9,13 @@ use serde::{
 };
 
 /// OCI image index.
-pub(super) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+pub(crate) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 /// OCI image manifest.
-pub(super) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub(crate) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 /// Docker's name for an index.
-pub(super) const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+pub(crate) const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 /// Docker's name for an image manifest.
-pub(super) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+pub(crate) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 
 /// Deepest nesting of arrays and objects in a manifest. Real ones stay below ten.
 const DEPTH: usize = 64;
@@ -24,7 +24,7 @@ const MEDIA_TYPE_BYTES: usize = 255;
 
 /// Why a document is not served as a manifest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum MediaError {
+pub(crate) enum MediaError {
     /// Not a JSON object, or one key twice.
     #[error("the manifest is not valid JSON: {0}")]
     Json(String),
@@ -76,7 +76,7 @@ impl Shape {
 ///
 /// # Errors
 /// See [`MediaError`].
-pub(super) fn media_type(document: &[u8], told: Option<&str>) -> Result<String, MediaError> {
+pub(crate) fn media_type(document: &[u8], told: Option<&str>) -> Result<String, MediaError> {
     if depth(document) > DEPTH {
         return Err(MediaError::Depth);
     }

@@ -5,6 +5,8 @@ use shoal_proto::digest::Digest;
 
 use super::error::{Code, Failure};
 
+/// The one registry whose single-component names mean something else: `alpine` is `library/alpine`.
+const DOCKER_HUB: &str = "docker.io";
 /// Longest repository name (with its registry prefix) that clients agree on, in bytes.
 pub(super) const NAME_BYTES: usize = 255;
 /// Longest tag the distribution specification allows, in bytes.
@@ -42,8 +44,17 @@ pub(super) fn digest(text: &str) -> Result<Digest, Failure> {
     text.parse().map_err(|error| Failure::bad_request(Code::DigestInvalid, format!("{error}")))
 }
 
+/// A repository as the upstream knows it: Docker Hub keeps names of a single component under `library/`.
+pub(crate) fn at_upstream(upstream: &str, repository: &str) -> String {
+    if upstream == DOCKER_HUB && !repository.contains('/') {
+        format!("library/{repository}")
+    } else {
+        repository.to_owned()
+    }
+}
+
 /// Whether `text` is a repository name: `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*`, components joined by `/`.
-pub(super) fn is_repository(text: &str) -> bool {
+pub(crate) fn is_repository(text: &str) -> bool {
     text.len() <= NAME_BYTES && text.split('/').all(is_component)
 }
 
@@ -69,7 +80,7 @@ fn is_component(text: &str) -> bool {
 }
 
 /// Whether `text` is a tag: `[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}`.
-fn is_tag(text: &str) -> bool {
+pub(crate) fn is_tag(text: &str) -> bool {
     let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
     text.len() <= TAG_BYTES
         && text.bytes().next().is_some_and(word)
@@ -77,7 +88,7 @@ fn is_tag(text: &str) -> bool {
 }
 
 /// Whether `text` is written as `host` or `host:port` and as nothing else: no scheme, user, path or escape.
-pub(super) fn is_registry(text: &str) -> bool {
+pub(crate) fn is_registry(text: &str) -> bool {
     split_port(text).is_some_and(|(host, _)| {
         host.strip_prefix('[').map_or_else(|| is_host_name(host), |rest| rest.strip_suffix(']').is_some_and(is_ipv6))
     })

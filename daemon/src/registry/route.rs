@@ -11,9 +11,6 @@ use super::{
 };
 use crate::origin::Upstream;
 
-/// The one registry whose single-component names mean something else: `alpine` is `library/alpine`.
-const DOCKER_HUB: &str = "docker.io";
-
 /// What a path asks for.
 #[derive(Debug)]
 pub(super) enum Route {
@@ -138,11 +135,7 @@ fn target(upstream: &Arc<Upstream>, repository: &str, namespace: Option<String>)
     if !name::is_repository(repository) {
         return Err(bad_name());
     }
-    let repository = if upstream.name == DOCKER_HUB && !repository.contains('/') {
-        format!("library/{repository}")
-    } else {
-        repository.to_owned()
-    };
+    let repository = name::at_upstream(&upstream.name, repository);
     Ok(Target { upstream: Arc::clone(upstream), repository, namespace })
 }
 

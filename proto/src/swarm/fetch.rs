@@ -63,6 +63,8 @@ pub(super) struct Content {
     /// The signed states that the chain was made of, in order.
     pub(super) segments: Vec<Segment>,
     pub(super) have: ChunkSet,
+    /// Chunks that we were shown first.
+    pub(super) fresh: BTreeSet<ChunkIndex>,
     /// Chunks that are being pulled.
     pub(super) busy: ChunkSet,
     /// How many peers have each chunk.
@@ -85,6 +87,8 @@ pub(super) struct Pull {
     pub(super) peer: PeerId,
     pub(super) chunk: ChunkIndex,
     pub(super) started: Time,
+    /// It is of those that we were shown first, and takes no room from others.
+    fresh: bool,
     /// It was time to ask a second peer, and that was tried.
     hedged: bool,
 }
@@ -96,6 +100,7 @@ impl Content {
             chain,
             segments: Vec::new(),
             have,
+            fresh: BTreeSet::new(),
             busy: ChunkSet::empty(count),
             rarity: vec![0; count as usize],
             pulls: BTreeMap::new(),
@@ -349,7 +354,10 @@ impl Fetch {
     fn pull_more(&mut self, cx: &mut Context<'_>) {
         let Some(content) = &mut self.content else { return };
         let urgent = urgent_chunks(&self.readers, content.layout(), cx.limits);
-        while content.pulls.len() < cx.limits.pulls_max {
+        while let Some((peer, chunk)) = choose_fresh(content, &self.remotes, cx) {
+            start_pull(self.digest, content, &mut self.remotes, cx, peer, chunk, true);
+        }
+        while content.pulls.values().filter(|pull| !pull.fresh).count() < cx.limits.pulls_max {
             let useful = |remote: &Remote| remote.may_be_asked(cx.now) && remote.offers(|theirs| content.wanted(theirs).next().is_some());
             let mut ready: Vec<(usize, u32, PeerId)> = Vec::new();
             for (peer, remote) in &self.remotes {
@@ -361,7 +369,7 @@ impl Fetch {
             ready.sort_unstable();
             let Some((_, _, peer)) = ready.into_iter().find(|(pulls, ..)| *pulls < share) else { break };
             let Some(chunk) = choose(content, &self.remotes[&peer], &urgent, cx) else { break };
-            start_pull(self.digest, content, &mut self.remotes, cx, peer, chunk);
+            start_pull(self.digest, content, &mut self.remotes, cx, peer, chunk, false);
         }
         if content.in_endgame(cx.limits) {
             hedge(self.digest, content, &mut self.remotes, cx);
@@ -542,6 +550,28 @@ fn urgent_chunks(readers: &BTreeMap<ReaderId, ChunkIndex>, layout: Layout, limit
     windows.map(ChunkIndex).filter(|chunk| layout.contains(*chunk)).collect()
 }
 
+/// A chunk that we were shown first, and who has it.
+fn choose_fresh(
+    content: &mut Content,
+    remotes: &BTreeMap<PeerId, Remote>,
+    cx: &mut Context<'_>,
+) -> Option<(PeerId, ChunkIndex)> {
+    if content.pulls.len() >= cx.limits.pulls_max * 2 {
+        return None;
+    }
+    let end = content.verifiable_end();
+    let Content { fresh, have, busy, rarity, .. } = content;
+    let offered = |chunk: &ChunkIndex| rarity.get(chunk.at()).is_some_and(|peers| *peers > 0);
+    fresh.retain(|chunk| !have.contains(*chunk) && !busy.contains(*chunk) && offered(chunk));
+    let able = |chunk: &ChunkIndex| {
+        let holder = |(_, remote): &(&PeerId, &Remote)| {
+            remote.may_be_asked(cx.now) && remote.offers(|theirs| theirs.contains(*chunk))
+        };
+        remotes.iter().find(holder).map(|(peer, _)| (*peer, *chunk))
+    };
+    fresh.iter().filter(|chunk| **chunk < end).find_map(able)
+}
+
 /// Which chunk to ask a peer for: one that a reader waits for, if not too many of those are on their way; else the rarest.
 fn choose(content: &Content, remote: &Remote, urgent: &BTreeSet<ChunkIndex>, cx: &mut Context<'_>) -> Option<ChunkIndex> {
     let theirs = remote.have.as_ref()?;
@@ -561,10 +591,11 @@ fn start_pull(
     cx: &mut Context<'_>,
     peer: PeerId,
     chunk: ChunkIndex,
+    fresh: bool,
 ) {
     let Some(expected) = content.chain.expected(chunk) else { return };
     let pull = PullId(cx.next_id());
-    content.pulls.insert(pull, Pull { peer, chunk, started: cx.now, hedged: false });
+    content.pulls.insert(pull, Pull { peer, chunk, started: cx.now, fresh, hedged: false });
     content.busy.insert(chunk);
     if let Some(remote) = remotes.get_mut(&peer) {
         remote.pulls += 1;
@@ -586,6 +617,6 @@ fn hedge(digest: Digest, content: &mut Content, remotes: &mut BTreeMap<PeerId, R
             **peer != pull.peer && remote.may_be_asked(cx.now) && remote.offers(|theirs| theirs.contains(pull.chunk))
         });
         let Some(peer) = able.min_by_key(|(_, remote)| remote.pulls).map(|(peer, _)| *peer) else { continue };
-        start_pull(digest, content, remotes, cx, peer, pull.chunk);
+        start_pull(digest, content, remotes, cx, peer, pull.chunk, false);
     }
 }
