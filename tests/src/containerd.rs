@@ -115,10 +115,14 @@ impl Containerd {
         match run(command, PULL).await {
             Ok(output) => Pulled {
                 ok: output.status.success(),
-                output: [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).join("\n"),
+                output: [output.stdout, output.stderr]
+                    .map(|text| String::from_utf8_lossy(&text).into_owned())
+                    .join("\n"),
                 took: started.elapsed(),
             },
-            Err(error) => Pulled { ok: false, output: format!("{error}; log: {}", self.log()), took: started.elapsed() },
+            Err(error) => {
+                Pulled { ok: false, output: format!("{error}; log: {}", self.log()), took: started.elapsed() }
+            }
         }
     }
 

@@ -44,7 +44,8 @@ pub async fn pull_image(
         message.extend(field(2, &[field(1, user.as_bytes()), field(2, password.as_bytes())].concat()));
     }
     let call = call(socket, "/runtime.v1.ImageService/PullImage", &message);
-    let answer = timeout(deadline, call).await.map_err(|_| CriError::Transport(format!("no end after {deadline:?}")))??;
+    let answer =
+        timeout(deadline, call).await.map_err(|_| CriError::Transport(format!("no end after {deadline:?}")))??;
     // PullImageResponse: 1 is the reference, shorter than 128 bytes.
     match answer.as_slice() {
         [0x0a, length, rest @ ..] if rest.len() >= usize::from(*length) => {
@@ -63,11 +64,7 @@ async fn call(socket: &Path, path: &str, message: &[u8]) -> Result<Vec<u8>, CriE
     result
 }
 
-async fn exchange(
-    client: h2::client::SendRequest<Bytes>,
-    path: &str,
-    message: &[u8],
-) -> Result<Vec<u8>, CriError> {
+async fn exchange(client: h2::client::SendRequest<Bytes>, path: &str, message: &[u8]) -> Result<Vec<u8>, CriError> {
     let request = Request::post(format!("http://localhost{path}"))
         .header("content-type", "application/grpc")
         .header("te", "trailers")

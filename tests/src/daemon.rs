@@ -11,6 +11,7 @@ use std::{
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use reqwest::{Client, RequestBuilder};
+use rustix::process::Signal;
 use shoal_proto::status::Status;
 use tempfile::TempDir;
 
@@ -68,7 +69,9 @@ impl Settings {
         self
     }
 
-    fn command(&self, data: &Path) -> std::process::Command {
+    /// The command line that starts a daemon on a data directory.
+    #[must_use]
+    pub fn command(&self, data: &Path) -> std::process::Command {
         let mut command = self.place.command(&self.binary);
         command.arg("daemon").arg("--data-dir").arg(data);
         for (flag, address) in ["--registry-listen", "--p2p-listen", "--observe-listen"].iter().zip(&self.listen) {
@@ -175,6 +178,13 @@ impl Daemon {
     pub async fn terminate(&mut self) -> ExitStatus {
         let process = self.process.take().expect("the daemon is running");
         process.terminate(READY).await
+    }
+
+    /// Sends its process a signal.
+    pub fn signal(&self, signal: Signal) {
+        if let Some(process) = &self.process {
+            process.signal(signal);
+        }
     }
 
     /// Whether its process is there.
@@ -328,6 +338,11 @@ impl Cluster {
         self.secret.path().join("cluster.key")
     }
 
+    /// Ends one as a power cut would.
+    pub fn kill(&mut self, at: usize) {
+        self.nodes[at].kill();
+    }
+
     async fn add_unknown(&mut self) {
         let mut settings = self.settings.clone();
         settings.secret = Some(self.secret_file());
@@ -359,7 +374,8 @@ mod tests {
 
     #[test]
     fn the_ready_line_is_read() {
-        let line = "2026-11-21T06:00:00Z  INFO shoal: ready registry=127.0.0.1:1,[::1]:9 p2p=127.0.0.1:2 observe=127.0.0.1:3";
+        let line =
+            "2026-11-21T06:00:00Z  INFO shoal: ready registry=127.0.0.1:1,[::1]:9 p2p=127.0.0.1:2 observe=127.0.0.1:3";
         let addresses = parse_ready(line).expect("this is such a line");
         assert_eq!([addresses.registry, addresses.p2p, addresses.observe].map(|a| a.port()), [1, 2, 3]);
         assert_eq!(parse_ready("ready to go"), None);

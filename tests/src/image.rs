@@ -36,7 +36,12 @@ impl ImageSpec {
     /// Two platforms with gzip layers of these sizes.
     #[must_use]
     pub fn new(seed: u64, layers: &[u64]) -> Self {
-        Self { seed, layers: layers.to_vec(), architectures: vec![native_architecture(), other_architecture()], gzip: true }
+        Self {
+            seed,
+            layers: layers.to_vec(),
+            architectures: vec![native_architecture(), other_architecture()],
+            gzip: true,
+        }
     }
 
     /// With layers that are not compressed.
@@ -288,8 +293,11 @@ mod tests {
 
     #[test]
     fn an_image_follows_from_its_seed_and_shares_nothing_with_another() {
-        let (one, same, other) =
-            (ImageSpec::new(1, &[1000, 70_000]), ImageSpec::new(1, &[1000, 70_000]), ImageSpec::new(2, &[1000, 70_000]));
+        let (one, same, other) = (
+            ImageSpec::new(1, &[1000, 70_000]),
+            ImageSpec::new(1, &[1000, 70_000]),
+            ImageSpec::new(2, &[1000, 70_000]),
+        );
         let (one, same, other) = (one.build(), same.build(), other.build());
         assert_eq!(one.index.digest, same.index.digest);
         for blob in one.blobs() {

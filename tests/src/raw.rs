@@ -35,7 +35,8 @@ pub struct Answer {
 /// # Panics
 /// If nothing can be sent, or the end does not come within `deadline`.
 pub async fn get(address: SocketAddr, path: &str, headers: &[(&str, &str)], deadline: Duration) -> Answer {
-    let stream = TcpStream::connect(address).await.unwrap_or_else(|error| panic!("cannot connect to {address}: {error}"));
+    let stream =
+        TcpStream::connect(address).await.unwrap_or_else(|error| panic!("cannot connect to {address}: {error}"));
     let mut request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n");
     for (name, value) in headers {
         request.push_str(&format!("{name}: {value}\r\n"));

@@ -182,7 +182,10 @@ mod tests {
     fn an_access_is_read_from_its_line() {
         let line = r#"10.0.0.2 - - [21/Nov/2026:06:00:00 +0000] "GET /v2/a/blobs/sha256:00?x=1 HTTP/1.1" 206 17 "" "containerd/1.6.20""#;
         let access = parse_access(line).expect("this is such a line");
-        assert_eq!((access.client.as_str(), access.method.as_str(), access.status, access.bytes), ("10.0.0.2", "GET", 206, 17));
+        assert_eq!(
+            (access.client.as_str(), access.method.as_str(), access.status, access.bytes),
+            ("10.0.0.2", "GET", 206, 17)
+        );
         assert_eq!((access.path.as_str(), access.agent.as_str()), ("/v2/a/blobs/sha256:00?x=1", "containerd/1.6.20"));
         assert_eq!(parse_access(r#"time="..." level=warning msg="x" go.version=go1.19"#), None);
     }

@@ -106,7 +106,13 @@ fn respond(
         (_, Some(range)) => range.to_str().ok(),
     };
     let ranges_allowed = path.contains("/blobs/");
-    content(state, request, served, &Content { digest, bytes, media_type, range: range.filter(|_| ranges_allowed) }, fault)
+    content(
+        state,
+        request,
+        served,
+        &Content { digest, bytes, media_type, range: range.filter(|_| ranges_allowed) },
+        fault,
+    )
 }
 
 struct Content<'a> {
@@ -185,7 +191,10 @@ fn unauthorized(state: &State, headers: &HeaderMap) -> Option<Response<OriginBod
         Auth::Basic(user, password) => (basic(user, password), String::from(r#"Basic realm="origin double""#)),
         Auth::Bearer(..) => {
             let host = headers.get("host").and_then(|value| value.to_str().ok()).unwrap_or_default();
-            (format!("Bearer {TOKEN}"), format!(r#"Bearer realm="http://{host}/token",service="double",scope="repository:x:pull""#))
+            (
+                format!("Bearer {TOKEN}"),
+                format!(r#"Bearer realm="http://{host}/token",service="double",scope="repository:x:pull""#),
+            )
         }
     };
     if given == wanted {
@@ -228,7 +237,9 @@ fn joined(headers: &HeaderMap) -> BTreeMap<String, String> {
     let mut all: BTreeMap<String, String> = BTreeMap::new();
     for (name, value) in headers {
         let value = String::from_utf8_lossy(value.as_bytes());
-        all.entry(name.to_string()).and_modify(|there| *there = format!("{there}, {value}")).or_insert(value.into_owned());
+        all.entry(name.to_string())
+            .and_modify(|there| *there = format!("{there}, {value}"))
+            .or_insert(value.into_owned());
     }
     all
 }
