@@ -255,6 +255,14 @@ impl Fetch {
         self.content.as_ref().map_or(&[], |content| &content.segments)
     }
 
+    pub(super) fn agrees(&self, size: u64, segment: &Segment) -> bool {
+        self.content.as_ref().is_some_and(|content| {
+            let from = segment.from.at();
+            let known = content.chain.states().get(from..from.saturating_add(segment.states.len()));
+            content.layout().size() == size && known == Some(segment.states.as_slice())
+        })
+    }
+
     pub(super) fn view(&self) -> FetchView {
         let content = self.content.as_ref();
         FetchView {
