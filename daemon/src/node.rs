@@ -31,12 +31,12 @@ use tokio::{
     time::timeout,
 };
 
-pub use self::{fetch::Fetch, flight::Advance, parts::Parts, read::Blob};
 use self::{
     driver::Command,
     flight::{Flight, Progress},
     read::Watch,
 };
+pub use self::{fetch::Fetch, flight::Advance, parts::Parts, read::Blob};
 use crate::{
     origin::{OriginError, Source},
     store::Store,
