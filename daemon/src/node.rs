@@ -10,6 +10,7 @@ mod obey;
 mod origin_run;
 mod parts;
 mod read;
+mod through;
 mod whole;
 
 use std::{
@@ -35,6 +36,7 @@ use self::{
     driver::Command,
     flight::{Flight, Progress},
     read::Watch,
+    through::Through,
 };
 pub use self::{fetch::Fetch, flight::Advance, parts::Parts, read::Blob};
 use crate::{
@@ -148,11 +150,23 @@ impl Node {
     }
 
     /// Opens a blob: from the store, or by a fetch that this starts or joins. Returns as soon as its size is known and
-    /// bytes at `offset` are at hand or on their way (a complete blob: at once), at the latest after `deadline`.
+    /// bytes at `offset` are at hand or on their way (a complete blob: at once), at the latest after `deadline`. If the
+    /// disk cannot take the blob, it is streamed past the store, from the origin, to a reader that wants all of it.
     ///
     /// # Errors
     /// See [`OpenError`].
     pub async fn open(&self, want: Want, offset: u64, deadline: Duration) -> Result<Blob, OpenError> {
+        match self.open_stored(want.clone(), offset, deadline).await {
+            Err(OpenError::Disk(why)) if offset == 0 => {
+                tracing::warn!(digest = %want.digest.short(), why, "streaming past the store");
+                let through = timeout(deadline, Through::open(&self.shared.parts.origin, &want)).await;
+                Ok(Blob::through(through.map_err(|_| OpenError::Deadline(deadline))??))
+            }
+            opened => opened,
+        }
+    }
+
+    async fn open_stored(&self, want: Want, offset: u64, deadline: Duration) -> Result<Blob, OpenError> {
         let digest = want.digest;
         if let Some(blob) = self.open_sealed(digest).await? {
             return Ok(blob);

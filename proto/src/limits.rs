@@ -9,11 +9,12 @@ pub struct Limits {
     pub neighbours_max: usize,
     /// Peers of one blob altogether, with those that asked us.
     pub remotes_max: usize,
-    /// Chunks asked for and not yet answered, in one fetch.
+    /// Chunks asked for and not yet answered, in one fetch; as many more if they are fresh from the origin.
     pub pulls_max: usize,
     /// The same, of one peer where others can be asked too.
     pub pulls_per_peer_max: usize,
-    /// Chunks being uploaded at once, over all blobs.
+    /// Chunks being uploaded at once, over all blobs. Not fewer than `pulls_max`: where each receiver shares its downlink
+    /// among so many, fewer uploads cannot fill an uplink, and the swarm is as slow as the lease holder's.
     pub uploads_max: usize,
     /// Asks that wait for an upload slot; further ones are told that we are busy.
     pub asks_waiting_max: usize,
@@ -80,11 +81,11 @@ impl Default for Limits {
         Self {
             neighbours_max: 20,
             remotes_max: 60,
-            pulls_max: 6,
+            pulls_max: 12,
             pulls_per_peer_max: 2,
-            uploads_max: 4,
-            asks_waiting_max: 6,
-            releases_max: 8,
+            uploads_max: 12,
+            asks_waiting_max: 2,
+            releases_max: 16,
             releases_per_peer_max: 2,
             release_timeout: Duration::from_secs(2),
             release_chunks_min: 8,
@@ -94,7 +95,7 @@ impl Default for Limits {
             pull_timeout_min: Duration::from_secs(2),
             got_delay: Duration::from_millis(4),
             strikes_max: 4,
-            join_timeout: Duration::from_millis(700),
+            join_timeout: Duration::from_millis(1200),
             trackers_max: 3,
             heartbeat: Duration::from_secs(1),
             lease_heartbeat: Duration::from_millis(400),
@@ -126,7 +127,7 @@ impl Limits {
             (self.neighbours_max >= 1, "neighbours_max >= 1"),
             (self.remotes_max >= self.neighbours_max, "remotes_max >= neighbours_max"),
             (self.pulls_max >= 1 && self.pulls_per_peer_max >= 1, "at least one pull"),
-            (self.uploads_max >= 1, "uploads_max >= 1"),
+            (self.uploads_max >= self.pulls_max, "uploads_max >= pulls_max"),
             (self.releases_max >= self.releases_per_peer_max, "releases_max >= releases_per_peer_max"),
             (self.lease_timeout >= self.lease_heartbeat * 3, "lease_timeout >= 3 lease_heartbeat"),
             (self.lease_stall >= self.lease_timeout, "lease_stall >= lease_timeout"),

@@ -593,6 +593,12 @@ impl Swarm {
         self.fetches.values().map(Fetch::view)
     }
 
+    /// One fetch or held blob.
+    #[must_use]
+    pub fn fetch(&self, digest: &Digest) -> Option<FetchView> {
+        self.fetches.get(digest).map(Fetch::view)
+    }
+
     /// All signed states of a blob, for keeping beside its bytes.
     #[must_use]
     pub fn segments(&self, digest: &Digest) -> &[Segment] {
@@ -638,6 +644,7 @@ impl Swarm {
             | Message::Unsubscribe { digest }
             | Message::Have { digest, .. }
             | Message::Got { digest, .. }
+            | Message::Fresh { digest, .. }
             | Message::Segment { digest, .. }
             | Message::Unknown { digest } => *digest,
             // For the tracker.

@@ -26,7 +26,7 @@ pub const FRAME_BYTES_MAX: usize = 64 * 1024;
 pub const SEGMENT_STATES_MAX: usize = 1024;
 /// Most contacts in one message.
 pub const CONTACTS_MAX: usize = 64;
-/// Most chunks in one [`Message::Got`].
+/// Most chunks in one [`Message::Got`] or [`Message::Fresh`].
 pub const GOT_CHUNKS_MAX: usize = 1024;
 
 /// What nodes say to one another.
@@ -98,6 +98,14 @@ pub enum Message {
     Unknown {
         /// Which blob.
         digest: Digest,
+    },
+    /// To a subscriber: chunks from the origin that it alone is shown for now. All others wait until it has them, so it
+    /// takes them first.
+    Fresh {
+        /// Which blob.
+        digest: Digest,
+        /// Which chunks.
+        chunks: Vec<ChunkIndex>,
     },
 }
 

@@ -13,7 +13,7 @@ use shoal_proto::{
     chunk::ChunkIndex,
     digest::Digest,
     peer::{Contact, PeerId},
-    swarm::{self, AskId, Input, Output, PullId, ReaderId, RunId, Swarm},
+    swarm::{self, AskId, Input, PullId, ReaderId, RunId, Swarm},
     time::Time,
     tracker::{self, Tracker},
     wire::{Ask, Message},
@@ -58,6 +58,8 @@ pub(super) enum Fact {
     Swarm(Input),
     /// What the store had of a wanted blob.
     Resumed { digest: Digest, resumed: Option<Resumed> },
+    /// A wanted blob was in the store already.
+    Stored { digest: Digest, sealed: SealedBlob },
     /// A sealed blob was opened because a peer asked about it.
     Opened { digest: Digest, sealed: Option<SealedBlob> },
     /// Room was made for a blob, or not.
@@ -216,10 +218,7 @@ impl Driver {
         let now = self.now();
         self.swarm.handle(now, input, &mut out);
         for order in out {
-            match order {
-                Output::Send { peer, message } => self.send(peer, message),
-                order => self.obey(order),
-            }
+            self.obey(order);
         }
     }
 
@@ -236,7 +235,7 @@ impl Driver {
         }
     }
 
-    fn send(&mut self, peer: PeerId, message: Message) {
+    pub(super) fn send(&mut self, peer: PeerId, message: Message) {
         if peer == self.me {
             let contact = Contact { peer, address: self.parts.plane.local_address() };
             self.tracked(contact, message);
@@ -263,6 +262,7 @@ impl Driver {
             | Message::Unsubscribe { .. }
             | Message::Have { .. }
             | Message::Got { .. }
+            | Message::Fresh { .. }
             | Message::Segment { .. }
             | Message::Unknown { .. } => {}
         }
@@ -298,6 +298,10 @@ impl Driver {
         self.jobs.insert(digest, Arc::new(Job::new(Some(want.source), flight)));
         let store = self.parts.store.clone();
         self.blocking(move || {
+            // It may have been sealed between the reader's look into the store and its wish.
+            if let Ok(Some(sealed)) = store.open_sealed(&digest) {
+                return Fact::Stored { digest, sealed };
+            }
             let resumed = store.resume(&digest).unwrap_or_else(|error| {
                 tracing::warn!(digest = %digest.short(), %error, "cannot resume; starting anew");
                 None
@@ -331,6 +335,12 @@ impl Driver {
                 self.swarm(input);
             }
             Fact::Resumed { digest, resumed } => self.resumed(digest, resumed),
+            Fact::Stored { digest, sealed } => {
+                if let Some(job) = self.jobs.remove(&digest) {
+                    job.flight.sized(sealed.layout, sealed.file);
+                }
+                self.flights.end(&digest, Ok(()));
+            }
             Fact::Opened { digest, sealed } => self.opened(digest, sealed),
             Fact::Room { digest, partial } => self.room(digest, partial),
             Fact::Sealed { digest, sealed } => self.sealed(digest, sealed),
@@ -389,21 +399,26 @@ impl Driver {
     }
 
     fn message(&mut self, peer: PeerId, message: Message) {
-        match message {
-            Message::Join(_) | Message::Leave { .. } => {
-                if let Some(contact) = self.contacts.get(&peer).copied() {
-                    self.tracked(contact, message);
-                }
+        if let Message::Join(_) | Message::Leave { .. } = message {
+            if let Some(contact) = self.contacts.get(&peer).copied() {
+                self.tracked(contact, message);
             }
-            Message::Segment { digest, size, ref segment } if !is_signed(&digest, size, segment) => {
-                tracing::warn!(%peer, author = %segment.author, "a segment with a bad signature; closing the connection");
-                self.parts.plane.hangup(peer);
-            }
-            Message::Subscribe { digest, .. } if self.is_closed(&digest) => {
-                self.open(digest, Waiting::Message(peer, message));
-            }
-            message => self.swarm(Input::Received { peer, message }),
+            return;
         }
+        if let Message::Segment { digest, size, segment } = &message
+            && !is_signed(digest, *size, segment)
+        {
+            tracing::warn!(%peer, author = %segment.author, "a segment with a bad signature; closing the connection");
+            self.parts.plane.hangup(peer);
+            return;
+        }
+        if let Message::Subscribe { digest, .. } = message
+            && self.is_closed(&digest)
+        {
+            self.open(digest, Waiting::Message(peer, message));
+            return;
+        }
+        self.swarm(Input::Received { peer, message });
     }
 
     /// The store has the blob, but the machine does not know it (any more).

@@ -43,7 +43,7 @@ impl Driver {
                 }
             }
             Output::Dial { contact } => self.parts.plane.dial(contact),
-            Output::Send { .. } => unreachable!("sent by the loop"),
+            Output::Send { peer, message } => self.send(peer, message),
             Output::Sized { digest, size } => self.make_room(digest, size),
             Output::Pull { pull, peer, digest, chunk, expected } => self.pull(pull, peer, digest, chunk, expected),
             Output::CancelPull { pull } => {
@@ -131,7 +131,7 @@ impl Driver {
         let Some(source) = job.source.clone() else { return };
         let layout = job.partial.borrow().as_ref().and_then(Option::as_ref).map(PartialBlob::layout);
         let layout = layout.or_else(|| {
-            let view = self.swarm.fetches().find(|view| view.digest == digest)?;
+            let view = self.swarm.fetch(&digest)?;
             Layout::new(view.size?)
         });
         let run = Run { digest, id, from, until, before, layout, source, job };
@@ -170,8 +170,7 @@ impl Driver {
     fn arrived(&mut self, digest: Digest, chunk: ChunkIndex) {
         let Some(job) = self.jobs.get(&digest) else { return };
         job.flight.arrived(chunk);
-        let due = self.swarm.fetches().find(|view| view.digest == digest);
-        if due.is_some_and(|view| view.have % CHUNKS_PER_SAVE == 0) {
+        if self.swarm.fetch(&digest).is_some_and(|view| view.have % CHUNKS_PER_SAVE == 0) {
             self.save_claim(&digest);
         }
     }

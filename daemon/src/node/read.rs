@@ -10,6 +10,7 @@ use tokio::{sync::mpsc, task, time::timeout};
 use super::{
     driver::Command,
     flight::{Flight, Progress},
+    through::Through,
 };
 use crate::store::BlobFile;
 
@@ -30,6 +31,7 @@ pub struct Blob {
 enum Source {
     Sealed(BlobFile),
     Flight(Arc<Flight>, Watch),
+    Through(Box<Through>),
 }
 
 /// Tells the node's loop where a reader is, and that it left.
@@ -63,6 +65,10 @@ impl Blob {
         Self { size, source: Source::Flight(flight, watch) }
     }
 
+    pub(super) fn through(through: Through) -> Self {
+        Self { size: through.size(), source: Source::Through(Box::new(through)) }
+    }
+
     /// Bytes in the blob.
     #[must_use]
     pub const fn size(&self) -> u64 {
@@ -75,7 +81,11 @@ impl Blob {
     #[must_use]
     pub fn read(self, range: Range<u64>) -> BoxStream<'static, io::Result<Bytes>> {
         let range = range.start.min(self.size)..range.end.min(self.size);
-        let source = Arc::new(self.source);
+        let source = match self.source {
+            Source::Through(through) => return through.read(range),
+            Source::Sealed(file) => Arc::new(Stored::Sealed(file)),
+            Source::Flight(flight, watch) => Arc::new(Stored::Flight(flight, watch)),
+        };
         let pieces = stream::iter(Pieces { range });
         pieces
             .map(move |piece| {
@@ -85,6 +95,12 @@ impl Blob {
             .buffered(2)
             .boxed()
     }
+}
+
+/// A blob that the store has, or will have.
+enum Stored {
+    Sealed(BlobFile),
+    Flight(Arc<Flight>, Watch),
 }
 
 /// The pieces of a range, cut at multiples of the piece length so that none spans two chunks.
@@ -103,7 +119,7 @@ impl Iterator for Pieces {
     }
 }
 
-impl Source {
+impl Stored {
     async fn piece(&self, piece: Range<u64>) -> io::Result<Bytes> {
         let file = match self {
             Self::Sealed(file) => file.clone(),

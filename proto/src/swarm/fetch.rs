@@ -26,6 +26,13 @@ use crate::{
     wire::Message,
 };
 
+/// A pull counts as lost after so many times what pulls take.
+const PULL_PATIENCE: u32 = 6;
+/// Pulls that take longer than this are too many at once.
+const PULL_TIME_AIM: Duration = Duration::from_secs(1);
+/// What pulls are taken to take at most.
+const PULL_TIME_MAX: Duration = Duration::from_secs(20);
+
 /// A fetch, from the wish to the end of serving.
 #[derive(Debug)]
 pub(super) struct Fetch {
@@ -43,7 +50,7 @@ pub(super) struct Fetch {
     pub(super) readers: BTreeMap<ReaderId, ChunkIndex>,
     /// Authors of false states.
     pub(super) banned: BTreeSet<PeerId>,
-    /// When the last chunk came.
+    /// When the last chunk came, or the last bytes from the origin.
     pub(super) progressed: Time,
     /// When somebody last asked for a chunk of it.
     pub(super) used: Time,
@@ -63,6 +70,8 @@ pub(super) struct Content {
     /// The signed states that the chain was made of, in order.
     pub(super) segments: Vec<Segment>,
     pub(super) have: ChunkSet,
+    /// Chunks that we were shown first.
+    pub(super) fresh: BTreeSet<ChunkIndex>,
     /// Chunks that are being pulled.
     pub(super) busy: ChunkSet,
     /// How many peers have each chunk.
@@ -85,6 +94,8 @@ pub(super) struct Pull {
     pub(super) peer: PeerId,
     pub(super) chunk: ChunkIndex,
     pub(super) started: Time,
+    /// It is of those that we were shown first, and takes no room from others.
+    fresh: bool,
     /// It was time to ask a second peer, and that was tried.
     hedged: bool,
 }
@@ -96,6 +107,7 @@ impl Content {
             chain,
             segments: Vec::new(),
             have,
+            fresh: BTreeSet::new(),
             busy: ChunkSet::empty(count),
             rarity: vec![0; count as usize],
             pulls: BTreeMap::new(),
@@ -139,9 +151,23 @@ impl Content {
         self.pull_time = if self.pull_time.is_zero() { took } else { (self.pull_time * 7 + took) / 8 };
     }
 
+    /// A pull that was given up may just be slow, and the next ones with it: give them more time.
+    fn note_late(&mut self, took: Duration) {
+        self.pull_time = self.pull_time.max(took).min(PULL_TIME_MAX);
+    }
+
+    /// Pulls to have out at once: many hide the way there and back, but where each takes long, they only delay each other.
+    fn pulls_max(&self, limits: &Limits) -> usize {
+        if self.pull_time <= PULL_TIME_AIM {
+            return limits.pulls_max;
+        }
+        let share = PULL_TIME_AIM.as_secs_f64() / self.pull_time.as_secs_f64();
+        ((limits.pulls_max as f64 * share) as usize).clamp(2.min(limits.pulls_max), limits.pulls_max)
+    }
+
     /// When a pull counts as lost.
     fn pull_end(&self, pull: &Pull, limits: &Limits) -> Time {
-        pull.started + limits.pull_timeout_min.max(self.pull_time * 6)
+        pull.started + limits.pull_timeout_min.max(self.pull_time * PULL_PATIENCE)
     }
 
     fn in_endgame(&self, limits: &Limits) -> bool {
@@ -249,7 +275,7 @@ impl Fetch {
             Input::Holders { holders, .. } => self.holders(cx, holders),
             Input::Pulled { pull, verdict, .. } => self.pulled(cx, pull, verdict),
             Input::OriginOpened { run, size, .. } => self.origin_opened(cx, run, size),
-            Input::OriginProgress { run, bytes, .. } => self.origin_progress(run, bytes),
+            Input::OriginProgress { run, bytes, .. } => self.origin_progress(cx, run, bytes),
             Input::OriginChunk { run, chunk, end, segment, .. } => self.origin_chunk(cx, run, chunk, end, segment),
             Input::OriginEnded { run, failure, .. } => self.origin_ended(cx, run, failure),
             Input::Reading { reader, chunk, .. } => {
@@ -319,7 +345,7 @@ impl Fetch {
             retry.map(|time| (time, Timer::Retry)),
             origin.map(|time| (time, Timer::Origin)),
             self.tracking.deadline(self.lease.is_some(), limits).map(|time| (time, Timer::Track)),
-            Some((self.progressed + limits.stall_timeout, Timer::Stall)),
+            Some((self.stall_end(limits), Timer::Stall)),
         ]
         .into_iter()
         .flatten()
@@ -349,7 +375,10 @@ impl Fetch {
     fn pull_more(&mut self, cx: &mut Context<'_>) {
         let Some(content) = &mut self.content else { return };
         let urgent = urgent_chunks(&self.readers, content.layout(), cx.limits);
-        while content.pulls.len() < cx.limits.pulls_max {
+        while let Some((peer, chunk)) = choose_fresh(content, &self.remotes, cx) {
+            start_pull(self.digest, content, &mut self.remotes, cx, peer, chunk, true);
+        }
+        while content.pulls.values().filter(|pull| !pull.fresh).count() < content.pulls_max(cx.limits) {
             let useful = |remote: &Remote| remote.may_be_asked(cx.now) && remote.offers(|theirs| content.wanted(theirs).next().is_some());
             let mut ready: Vec<(usize, u32, PeerId)> = Vec::new();
             for (peer, remote) in &self.remotes {
@@ -357,11 +386,11 @@ impl Fetch {
                     ready.push((remote.pulls, cx.rng.random(), *peer));
                 }
             }
-            let share = pick::share(cx.limits.pulls_max, cx.limits.pulls_per_peer_max, ready.len());
+            let share = pick::share(content.pulls_max(cx.limits), cx.limits.pulls_per_peer_max, ready.len());
             ready.sort_unstable();
             let Some((_, _, peer)) = ready.into_iter().find(|(pulls, ..)| *pulls < share) else { break };
             let Some(chunk) = choose(content, &self.remotes[&peer], &urgent, cx) else { break };
-            start_pull(self.digest, content, &mut self.remotes, cx, peer, chunk);
+            start_pull(self.digest, content, &mut self.remotes, cx, peer, chunk, false);
         }
         if content.in_endgame(cx.limits) {
             hedge(self.digest, content, &mut self.remotes, cx);
@@ -431,15 +460,18 @@ impl Fetch {
 
     fn drop_late_pulls(&mut self, cx: &mut Context<'_>) {
         let Some(content) = &self.content else { return };
-        let late: Vec<(PullId, PeerId)> = content
+        let late: Vec<(PullId, PeerId, Duration)> = content
             .pulls
             .iter()
             .filter(|(_, pull)| content.pull_end(pull, cx.limits) <= cx.now)
-            .map(|(id, pull)| (*id, pull.peer))
+            .map(|(id, pull)| (*id, pull.peer, cx.now.since(pull.started)))
             .collect();
         let pull_time = content.pull_time;
-        for (id, peer) in late {
+        for (id, peer, took) in late {
             self.cancel_pull(cx, id);
+            if let Some(content) = &mut self.content {
+                content.note_late(took);
+            }
             if let Some(remote) = self.remotes.get_mut(&peer) {
                 remote.judge(Verdict::Link, cx.now, pull_time, cx.rng);
             }
@@ -495,8 +527,14 @@ impl Fetch {
         self.lease = Some(Lease::own());
     }
 
+    /// When no progress becomes too much; where chunks take long, later.
+    fn stall_end(&self, limits: &Limits) -> Time {
+        let pull_time = self.content.as_ref().map_or(Duration::ZERO, |content| content.pull_time);
+        self.progressed + limits.stall_timeout + pull_time * PULL_PATIENCE
+    }
+
     fn check_stall(&mut self, cx: &mut Context<'_>) {
-        if self.progressed + cx.limits.stall_timeout > cx.now {
+        if self.stall_end(cx.limits) > cx.now {
             return;
         }
         self.progressed = cx.now;
@@ -542,6 +580,28 @@ fn urgent_chunks(readers: &BTreeMap<ReaderId, ChunkIndex>, layout: Layout, limit
     windows.map(ChunkIndex).filter(|chunk| layout.contains(*chunk)).collect()
 }
 
+/// A chunk that we were shown first, and who has it.
+fn choose_fresh(
+    content: &mut Content,
+    remotes: &BTreeMap<PeerId, Remote>,
+    cx: &mut Context<'_>,
+) -> Option<(PeerId, ChunkIndex)> {
+    if content.pulls.len() >= content.pulls_max(cx.limits) * 2 {
+        return None;
+    }
+    let end = content.verifiable_end();
+    let Content { fresh, have, busy, rarity, .. } = content;
+    let offered = |chunk: &ChunkIndex| rarity.get(chunk.at()).is_some_and(|peers| *peers > 0);
+    fresh.retain(|chunk| !have.contains(*chunk) && !busy.contains(*chunk) && offered(chunk));
+    let able = |chunk: &ChunkIndex| {
+        let holder = |(_, remote): &(&PeerId, &Remote)| {
+            remote.may_be_asked(cx.now) && remote.offers(|theirs| theirs.contains(*chunk))
+        };
+        remotes.iter().find(holder).map(|(peer, _)| (*peer, *chunk))
+    };
+    fresh.iter().filter(|chunk| **chunk < end).find_map(able)
+}
+
 /// Which chunk to ask a peer for: one that a reader waits for, if not too many of those are on their way; else the rarest.
 fn choose(content: &Content, remote: &Remote, urgent: &BTreeSet<ChunkIndex>, cx: &mut Context<'_>) -> Option<ChunkIndex> {
     let theirs = remote.have.as_ref()?;
@@ -561,10 +621,11 @@ fn start_pull(
     cx: &mut Context<'_>,
     peer: PeerId,
     chunk: ChunkIndex,
+    fresh: bool,
 ) {
     let Some(expected) = content.chain.expected(chunk) else { return };
     let pull = PullId(cx.next_id());
-    content.pulls.insert(pull, Pull { peer, chunk, started: cx.now, hedged: false });
+    content.pulls.insert(pull, Pull { peer, chunk, started: cx.now, fresh, hedged: false });
     content.busy.insert(chunk);
     if let Some(remote) = remotes.get_mut(&peer) {
         remote.pulls += 1;
@@ -586,6 +647,6 @@ fn hedge(digest: Digest, content: &mut Content, remotes: &mut BTreeMap<PeerId, R
             **peer != pull.peer && remote.may_be_asked(cx.now) && remote.offers(|theirs| theirs.contains(pull.chunk))
         });
         let Some(peer) = able.min_by_key(|(_, remote)| remote.pulls).map(|(peer, _)| *peer) else { continue };
-        start_pull(digest, content, remotes, cx, peer, pull.chunk);
+        start_pull(digest, content, remotes, cx, peer, pull.chunk, false);
     }
 }

@@ -122,6 +122,13 @@ impl Fetch {
             }
             Message::Have { size, chunks, .. } => self.they_have(cx, peer, size, chunks),
             Message::Got { chunks, .. } => self.they_got(peer, &chunks),
+            Message::Fresh { chunks, .. } => {
+                self.they_got(peer, &chunks);
+                if let Some(content) = &mut self.content {
+                    let layout = content.layout();
+                    content.fresh.extend(chunks.into_iter().filter(|chunk| layout.contains(*chunk)));
+                }
+            }
             Message::Segment { size, segment, .. } => self.they_claim(cx, peer, size, segment),
             Message::Unknown { .. } => {
                 if let Some(remote) = self.remotes.get_mut(&peer) {

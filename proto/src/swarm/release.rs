@@ -128,7 +128,7 @@ impl Fetch {
             shown.entry(peer).or_default().push(chunk);
         }
         for (peer, chunks) in shown {
-            cx.send(peer, Message::Got { digest: self.digest, chunks });
+            cx.send(peer, Message::Fresh { digest: self.digest, chunks });
         }
         if content.releases.is_idle() && !content.releases.confirmed.is_empty() {
             content.untold.append(&mut content.releases.confirmed);

@@ -79,6 +79,7 @@ fn message() -> impl Strategy<Value = Message> {
         digest().prop_map(|digest| Message::Unsubscribe { digest }),
         have(),
         (digest(), vec(chunk(), 0..=GOT_CHUNKS_MAX)).prop_map(|(digest, chunks)| Message::Got { digest, chunks }),
+        (digest(), vec(chunk(), 0..=GOT_CHUNKS_MAX)).prop_map(|(digest, chunks)| Message::Fresh { digest, chunks }),
         segment(),
         digest().prop_map(|digest| Message::Unknown { digest }),
     ]
@@ -190,6 +191,7 @@ fn samples() -> Vec<Message> {
             },
         },
         Message::Unknown { digest },
+        Message::Fresh { digest, chunks: vec![ChunkIndex(1), ChunkIndex(65_535)] },
     ]
 }
 
@@ -307,7 +309,7 @@ fn counts_and_places_beyond_the_limits_are_refused() {
 
 #[test]
 fn unknown_kinds_algorithms_and_answers_are_refused() {
-    assert!(matches!(decode_message(&[10]), Err(WireError::Malformed(_))));
+    assert!(matches!(decode_message(&[11]), Err(WireError::Malformed(_))));
     let mut leave = vec![3, 2];
     leave.extend([0; 64]);
     assert_eq!(decode_message(&leave), Err(WireError::Limit("unknown digest algorithm")));
@@ -368,6 +370,7 @@ fn the_encoding_stays_as_it_is() {
         format!("0700{aa}0201fbffff"),
         format!("0800{aa}fc01002800{}0902{one}{two}{ee}", "dd".repeat(32)),
         format!("0900{aa}"),
+        format!("0a00{aa}0201fbffff"),
     ];
     assert_eq!(golden.len(), samples().len());
     for (message, golden) in samples().iter().zip(golden) {

@@ -1,0 +1,172 @@
+//! A node of the world: its two machines, and what it truly has and does.
+
+use std::{
+    collections::BTreeSet,
+    net::{Ipv4Addr, SocketAddr},
+};
+
+use shoal_proto::{
+    chain::State,
+    chunk::{ChunkIndex, ChunkSet, Layout},
+    claim::{Segment, Signature},
+    digest::Digest,
+    limits::Limits,
+    peer::{Contact, PeerId},
+    swarm::{FetchError, Swarm},
+    time::Time,
+    tracker::Tracker,
+    wire::SEGMENT_STATES_MAX,
+};
+
+use crate::net::LinkId;
+
+/// A layer that all nodes want. Its states are made up: nothing is hashed in this world.
+#[derive(Debug, Clone)]
+pub struct Blob {
+    /// Its name.
+    pub digest: Digest,
+    /// How it is cut.
+    pub layout: Layout,
+}
+
+/// A node.
+#[derive(Debug)]
+pub struct Node {
+    /// Who it is.
+    pub peer: PeerId,
+    pub(crate) swarm: Swarm,
+    pub(crate) tracker: Tracker,
+    pub(crate) alive: bool,
+    pub(crate) up: LinkId,
+    pub(crate) down: LinkId,
+    /// When it begins to want the layers.
+    pub(crate) begins: Time,
+    /// Layers, in the plan's order.
+    pub(crate) holdings: Vec<Holding>,
+    pub(crate) connected: BTreeSet<usize>,
+    /// For which moments its machines were promised time.
+    pub(crate) timers: [Option<Time>; 2],
+    /// Until when it verifies and writes what came before.
+    pub(crate) verifies_until: Time,
+}
+
+/// What a node truly has of a layer.
+#[derive(Debug)]
+pub struct Holding {
+    pub(crate) have: ChunkSet,
+    /// The chunk that the local reader needs next.
+    pub(crate) reader: ChunkIndex,
+    pub(crate) proven: Option<Time>,
+    pub(crate) failed: Option<FetchError>,
+}
+
+impl Blob {
+    /// The `at`-th layer of a world.
+    ///
+    /// # Panics
+    /// If the size has no layout.
+    #[must_use]
+    pub fn new(seed: u64, at: usize, size: u64) -> Self {
+        let layout = Layout::new(size).expect("the plan was checked");
+        Self { digest: Digest::sha256(name(seed ^ 0xb10b, at)), layout }
+    }
+
+    /// The state in front of a chunk.
+    #[must_use]
+    pub fn state(&self, chunk: ChunkIndex) -> State {
+        if chunk == ChunkIndex::FIRST {
+            return State::INITIAL;
+        }
+        let mut state = [0; 32];
+        state.copy_from_slice(&self.digest.as_bytes()[..32]);
+        state[..4].copy_from_slice(&chunk.0.to_le_bytes());
+        State(state)
+    }
+
+    /// One node's word for the states from `from` up to `until`, both included.
+    #[must_use]
+    pub fn segment(&self, author: PeerId, from: ChunkIndex, until: ChunkIndex) -> Segment {
+        let states = (from.0..=until.0).map(|chunk| self.state(ChunkIndex(chunk))).collect();
+        Segment { author, from, states, signature: Signature([0; 64]) }
+    }
+
+    /// One node's word for the whole chain.
+    #[must_use]
+    pub fn segments(&self, author: PeerId) -> Vec<Segment> {
+        let last = self.layout.last();
+        let step = SEGMENT_STATES_MAX as u32 - 1;
+        let starts = (0..last.0.max(1)).step_by(step as usize);
+        starts.map(|from| self.segment(author, ChunkIndex(from), ChunkIndex((from + step).min(last.0)))).collect()
+    }
+}
+
+impl Node {
+    pub(crate) fn new(seed: u64, at: usize, limits: &Limits, links: (LinkId, LinkId), blobs: &[Blob]) -> Self {
+        let peer = PeerId(name(seed, at));
+        let own = mix(seed, at as u64);
+        Self {
+            peer,
+            swarm: Swarm::new(peer, limits.clone(), own),
+            tracker: Tracker::new(limits.clone(), own ^ 1),
+            alive: true,
+            up: links.0,
+            down: links.1,
+            begins: Time::ZERO,
+            holdings: blobs.iter().map(Holding::new).collect(),
+            connected: BTreeSet::new(),
+            timers: [None; 2],
+            verifies_until: Time::ZERO,
+        }
+    }
+
+    /// Whether it has every layer, proven.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.holdings.iter().all(|holding| holding.proven.is_some())
+    }
+
+    /// When the last layer was proven.
+    pub(crate) fn completed(&self) -> Option<Time> {
+        self.holdings.iter().map(|holding| holding.proven).collect::<Option<Vec<_>>>()?.into_iter().max()
+    }
+}
+
+impl Holding {
+    fn new(blob: &Blob) -> Self {
+        let have = ChunkSet::empty(blob.layout.count());
+        Self { have, reader: ChunkIndex::FIRST, proven: None, failed: None }
+    }
+}
+
+/// Where a node is reached.
+#[must_use]
+pub fn contact(peer: PeerId) -> Contact {
+    let [.., a, b, c] = peer.0;
+    Contact { peer, address: SocketAddr::from((Ipv4Addr::new(10, a, b, c), 5051)) }
+}
+
+/// The number of a node by its name.
+#[must_use]
+pub fn number(peer: PeerId) -> usize {
+    let [.., a, b, c, d] = peer.0;
+    u32::from_be_bytes([a, b, c, d]) as usize
+}
+
+/// 32 bytes that look random and end in a number.
+fn name(seed: u64, at: usize) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    for (step, word) in bytes.chunks_exact_mut(8).enumerate() {
+        word.copy_from_slice(&mix(mix(seed, step as u64), at as u64).to_be_bytes());
+    }
+    bytes[28..].copy_from_slice(&(at as u32).to_be_bytes());
+    bytes
+}
+
+/// Mixes two numbers well (splitmix64).
+#[must_use]
+pub const fn mix(one: u64, other: u64) -> u64 {
+    let mut x = one.wrapping_add(other.wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_add(0x9e37_79b9_7f4a_7c15);
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}

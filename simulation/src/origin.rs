@@ -1,0 +1,48 @@
+//! The origin registry: streams of layers, one per request, that share its rate.
+
+use std::collections::BTreeMap;
+
+use shoal_proto::{chunk::ChunkIndex, swarm::RunId};
+
+use crate::net::{FlowId, LinkId};
+
+/// The origin.
+#[derive(Debug)]
+pub struct Origin {
+    pub(crate) link: LinkId,
+    pub(crate) streams: BTreeMap<(usize, RunId), Stream>,
+    /// Requests for each layer.
+    pub(crate) gets: Vec<u64>,
+    /// Bytes sent of each layer.
+    pub(crate) bytes: Vec<u64>,
+}
+
+/// One answer in progress.
+#[derive(Debug, Clone, Copy)]
+pub struct Stream {
+    pub(crate) blob: usize,
+    /// The chunk that is being sent.
+    pub(crate) chunk: ChunkIndex,
+    pub(crate) until: Option<ChunkIndex>,
+    /// None until the answer begins.
+    pub(crate) flow: Option<FlowId>,
+    /// Bytes sent.
+    pub(crate) bytes: u64,
+}
+
+impl Origin {
+    pub(crate) fn new(link: LinkId, blobs: usize) -> Self {
+        Self { link, streams: BTreeMap::new(), gets: vec![0; blobs], bytes: vec![0; blobs] }
+    }
+
+    pub(crate) fn request(&mut self, node: usize, run: RunId, blob: usize, from: ChunkIndex, until: Option<ChunkIndex>) {
+        self.gets[blob] += 1;
+        self.streams.insert((node, run), Stream { blob, chunk: from, until, flow: None, bytes: 0 });
+    }
+
+    /// The node that streams, preferably the largest layer.
+    pub(crate) fn streaming(&self, size: impl Fn(usize) -> u64) -> Option<usize> {
+        let best = self.streams.iter().max_by_key(|((node, _), stream)| (size(stream.blob), std::cmp::Reverse(*node)));
+        best.map(|((node, _), _)| *node)
+    }
+}
