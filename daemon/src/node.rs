@@ -32,7 +32,6 @@ use tokio::{
     time::timeout,
 };
 
-pub use self::{fetch::Fetch, flight::Advance, parts::Parts, read::Blob};
 use self::{
     driver::Command,
     flight::{Flight, Progress},
@@ -40,6 +39,7 @@ use self::{
     through::Through,
     vouched::Shelf,
 };
+pub use self::{fetch::Fetch, flight::Advance, parts::Parts, read::Blob};
 use crate::{
     origin::{OriginError, Source},
     store::Store,
