@@ -180,6 +180,7 @@ mod tests {
     use futures_util::future::join_all;
 
     use super::{super::fake::Fake, *};
+    use crate::origin::Upstream;
 
     const HOUR: Duration = Duration::from_secs(3600);
 
