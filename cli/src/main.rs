@@ -1,1 +1,7 @@
-fn main() {}
+//! The `shoal` binary.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    shoal_cli::main()
+}

@@ -1,1 +1,273 @@
-//! (to be written)
+//! Counters, gauges and histograms of the daemon, all named `shoal_*`, in the OpenMetrics text format.
+//!
+//! Every public field is a handle that can be cloned into hot paths: an atomic add, no lock, no look-up.
+
+use std::fmt;
+
+use prometheus_client::{
+    encoding::text,
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
+    registry::{Registry, Unit},
+};
+use shoal_proto::status::Totals;
+
+/// The media type of [`Metrics::encode`].
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// One label with its value.
+type Label = [(&'static str, &'static str); 1];
+
+const STATUS_CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+
+/// Upper bounds of the histograms in seconds: from a blob at hand to the slowest pull that a client waits for.
+const SECONDS: [f64; 13] = [0.001, 0.005, 0.02, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0, 600.0];
+
+/// All metrics of a daemon.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// Content bytes received from origins.
+    pub bytes_from_origin: Counter,
+    /// Content bytes received from peers.
+    pub bytes_from_peers: Counter,
+    /// Content bytes sent to peers.
+    pub bytes_to_peers: Counter,
+    /// Content bytes sent to clients of the registry front.
+    pub bytes_to_clients: Counter,
+    /// GET requests for blobs to origins.
+    pub origin_blob_gets: Counter,
+    /// GET requests for manifests to origins.
+    pub origin_manifest_gets: Counter,
+    /// HEAD requests to origins.
+    pub origin_heads: Counter,
+    /// Chunks whose link held.
+    pub chunks_verified: Counter,
+    /// Chunks whose link did not hold; they were thrown away.
+    pub chunks_corrupt: Counter,
+    /// Fetches that began.
+    pub fetches_started: Counter,
+    /// Fetches that ended in a sealed blob.
+    pub fetches_finished: Counter,
+    /// Fetches that were given up.
+    pub fetches_failed: Counter,
+    /// Clients that are reading a blob now; see [`Held`].
+    pub open_readers: Gauge,
+    /// Origin leases that this node holds now.
+    pub leases_held: Gauge,
+    /// Peers that the data plane is connected to now.
+    pub connected_peers: Gauge,
+    /// Sealed blobs in the store.
+    pub stored_blobs: Gauge,
+    /// Bytes in the store.
+    pub stored_bytes: Gauge,
+    /// Seconds from the start of a fetch to its seal.
+    pub fetch_seconds: Histogram,
+    /// Seconds from a client's request for a blob to the first byte of its body.
+    pub first_byte_seconds: Histogram,
+    responses: [Counter; STATUS_CLASSES.len()],
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// All at zero.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("shoal");
+        let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+        registry.register("build", "The running release", version);
+
+        let received = Family::<Label, Counter>::default();
+        registry.register_with_unit("received", "Content bytes received", Unit::Bytes, received.clone());
+        let sent = Family::<Label, Counter>::default();
+        registry.register_with_unit("sent", "Content bytes sent", Unit::Bytes, sent.clone());
+        let origin = Family::<Label, Counter>::default();
+        registry.register("origin_requests", "Requests to origins", origin.clone());
+        let chunks = Family::<Label, Counter>::default();
+        registry.register("chunks", "Chunks checked against their link", chunks.clone());
+        let ended = Family::<Label, Counter>::default();
+        registry.register("fetches_ended", "Fetches that ended", ended.clone());
+        let responses = Family::<Label, Counter>::default();
+        registry.register("http_responses", "Responses of the registry front", responses.clone());
+        let fetches_started = Counter::default();
+        registry.register("fetches_started", "Fetches that began", fetches_started.clone());
+
+        let mut gauge = |name, help| {
+            let gauge = Gauge::default();
+            registry.register(name, help, gauge.clone());
+            gauge
+        };
+        let open_readers = gauge("open_readers", "Clients that are reading a blob");
+        let leases_held = gauge("leases_held", "Origin leases that this node holds");
+        let connected_peers = gauge("connected_peers", "Peers that the data plane is connected to");
+        let stored_blobs = gauge("stored_blobs", "Sealed blobs in the store");
+        let stored_bytes = gauge("stored_bytes", "Bytes in the store");
+
+        let mut histogram = |name, help| {
+            let histogram = Histogram::new(SECONDS);
+            registry.register_with_unit(name, help, Unit::Seconds, histogram.clone());
+            histogram
+        };
+        let fetch_seconds = histogram("fetch", "From the start of a fetch to its seal");
+        let first_byte_seconds = histogram("first_byte", "From a client's request to the first byte of its body");
+
+        Self {
+            bytes_from_origin: received.get_or_create_owned(&[("from", "origin")]),
+            bytes_from_peers: received.get_or_create_owned(&[("from", "peers")]),
+            bytes_to_peers: sent.get_or_create_owned(&[("to", "peers")]),
+            bytes_to_clients: sent.get_or_create_owned(&[("to", "clients")]),
+            origin_blob_gets: origin.get_or_create_owned(&[("kind", "blob_get")]),
+            origin_manifest_gets: origin.get_or_create_owned(&[("kind", "manifest_get")]),
+            origin_heads: origin.get_or_create_owned(&[("kind", "head")]),
+            chunks_verified: chunks.get_or_create_owned(&[("verdict", "verified")]),
+            chunks_corrupt: chunks.get_or_create_owned(&[("verdict", "corrupt")]),
+            fetches_started,
+            fetches_finished: ended.get_or_create_owned(&[("result", "sealed")]),
+            fetches_failed: ended.get_or_create_owned(&[("result", "failed")]),
+            open_readers,
+            leases_held,
+            connected_peers,
+            stored_blobs,
+            stored_bytes,
+            fetch_seconds,
+            first_byte_seconds,
+            responses: STATUS_CLASSES.map(|class| responses.get_or_create_owned(&[("class", class)])),
+            registry,
+        }
+    }
+
+    /// Counts a response of the registry front by its status code, for example 404.
+    pub fn count_response(&self, status: u16) {
+        if let Some(class) = usize::from(status / 100).checked_sub(1).and_then(|class| self.responses.get(class)) {
+            class.inc();
+        }
+    }
+
+    /// The counters as the status report shows them.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        Totals {
+            bytes_from_origin: self.bytes_from_origin.get(),
+            bytes_from_peers: self.bytes_from_peers.get(),
+            bytes_to_peers: self.bytes_to_peers.get(),
+            bytes_to_clients: self.bytes_to_clients.get(),
+            origin_blob_gets: self.origin_blob_gets.get(),
+            origin_manifest_gets: self.origin_manifest_gets.get(),
+            origin_heads: self.origin_heads.get(),
+            chunks_verified: self.chunks_verified.get(),
+            chunks_corrupt: self.chunks_corrupt.get(),
+            fetches_started: self.fetches_started.get(),
+            fetches_finished: self.fetches_finished.get(),
+            fetches_failed: self.fetches_failed.get(),
+        }
+    }
+
+    /// Everything in the OpenMetrics text format; see [`CONTENT_TYPE`].
+    #[must_use]
+    pub fn encode(&self) -> String {
+        let mut page = String::with_capacity(8 * 1024);
+        let written: fmt::Result = text::encode(&mut page, &self.registry);
+        written.unwrap_or_else(|_| unreachable!("a string takes every line"));
+        page
+    }
+}
+
+/// One more in a gauge for as long as this lives, on every way out.
+#[derive(Debug)]
+#[must_use = "the gauge goes down when this is dropped"]
+pub struct Held(Gauge);
+
+impl Held {
+    /// Raises the gauge by one.
+    pub fn new(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(metrics: &Metrics) -> Vec<String> {
+        metrics.encode().lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn every_metric_is_on_the_page_from_the_start() {
+        let lines = lines(&Metrics::new());
+        for line in [
+            concat!("shoal_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
+            "shoal_received_bytes_total{from=\"origin\"} 0",
+            "shoal_received_bytes_total{from=\"peers\"} 0",
+            "shoal_sent_bytes_total{to=\"peers\"} 0",
+            "shoal_sent_bytes_total{to=\"clients\"} 0",
+            "shoal_origin_requests_total{kind=\"blob_get\"} 0",
+            "shoal_origin_requests_total{kind=\"manifest_get\"} 0",
+            "shoal_origin_requests_total{kind=\"head\"} 0",
+            "shoal_chunks_total{verdict=\"verified\"} 0",
+            "shoal_chunks_total{verdict=\"corrupt\"} 0",
+            "shoal_fetches_started_total 0",
+            "shoal_fetches_ended_total{result=\"sealed\"} 0",
+            "shoal_fetches_ended_total{result=\"failed\"} 0",
+            "shoal_http_responses_total{class=\"5xx\"} 0",
+            "shoal_open_readers 0",
+            "shoal_leases_held 0",
+            "shoal_connected_peers 0",
+            "shoal_stored_blobs 0",
+            "shoal_stored_bytes 0",
+            "shoal_fetch_seconds_count 0",
+            "shoal_first_byte_seconds_count 0",
+            "# EOF",
+        ] {
+            assert!(lines.iter().any(|found| found == line), "{line} is missing from {lines:#?}");
+        }
+    }
+
+    #[test]
+    fn what_is_counted_shows_on_the_page_and_in_the_totals() {
+        let metrics = Metrics::new();
+        metrics.bytes_from_peers.inc_by(1 << 40);
+        metrics.chunks_corrupt.inc();
+        metrics.fetch_seconds.observe(0.3);
+        assert_eq!(metrics.totals(), Totals { bytes_from_peers: 1 << 40, chunks_corrupt: 1, ..Totals::default() });
+        let lines = lines(&metrics);
+        for line in [
+            "shoal_received_bytes_total{from=\"peers\"} 1099511627776",
+            "shoal_chunks_total{verdict=\"corrupt\"} 1",
+            "shoal_fetch_seconds_bucket{le=\"0.25\"} 0",
+            "shoal_fetch_seconds_bucket{le=\"0.5\"} 1",
+        ] {
+            assert!(lines.iter().any(|found| found == line), "{line} is missing from {lines:#?}");
+        }
+    }
+
+    #[test]
+    fn responses_are_counted_by_class_and_nonsense_is_ignored() {
+        let metrics = Metrics::new();
+        for status in [200, 206, 404, 503, 0, 99, 600, u16::MAX] {
+            metrics.count_response(status);
+        }
+        assert_eq!(metrics.responses.each_ref().map(Counter::get), [0, 2, 0, 1, 1]);
+    }
+
+    #[test]
+    fn a_held_gauge_goes_down_when_its_holder_is_dropped() {
+        let metrics = Metrics::new();
+        let first = Held::new(&metrics.open_readers);
+        let second = Held::new(&metrics.open_readers);
+        assert_eq!(metrics.open_readers.get(), 2);
+        drop((first, second));
+        assert_eq!(metrics.open_readers.get(), 0);
+    }
+}

@@ -1,13 +1,49 @@
 //! The node: the one loop that turns facts into inputs of the `proto` machines and obeys their orders.
-// STUB of the agreed surface for the registry front.
+//!
+//! [`Node`] is the handle that the registry front and the admin API hold. Behind it, [`driver`] owns both machines, is
+//! the only maker of [`Time`](shoal_proto::time::Time), and never waits for anything but the next fact.
 
-use std::{io, ops::Range, time::Duration};
+mod driver;
+mod fetch;
+mod flight;
+mod obey;
+mod origin_run;
+mod parts;
+mod read;
+mod through;
+mod vouched;
+mod whole;
 
-use bytes::Bytes;
-use futures_util::stream::BoxStream;
-use shoal_proto::digest::Digest;
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
-use crate::origin::{OriginError, Source};
+use shoal_proto::{
+    digest::{Algorithm, Digest},
+    swarm::{FetchView, ReaderId},
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
+
+use self::{
+    driver::Command,
+    flight::{Flight, Progress},
+    read::{Keeper, Watch},
+    through::Through,
+    vouched::Shelf,
+};
+pub use self::{fetch::Fetch, flight::Advance, parts::Parts, read::Blob};
+use crate::{
+    origin::{OriginError, Source},
+    store::Store,
+};
 
 /// A wish for a blob.
 #[derive(Debug, Clone)]
@@ -30,46 +66,206 @@ pub enum OpenError {
     /// What arrived does not match the digest.
     #[error("content does not match its digest")]
     Corrupt,
+    /// The data directory cannot take it.
+    #[error("cannot write to the data directory: {0}")]
+    Disk(String),
     /// The daemon is at one of its limits or shutting down.
     #[error("{0}")]
     Overloaded(&'static str),
 }
 
+/// A fetch or held blob as people see it.
+#[derive(Debug, Clone, Copy)]
+pub struct NodeFetch {
+    /// What the machine knows of it.
+    pub view: FetchView,
+    /// Verified bytes that this fetch got from the origin.
+    pub from_origin: u64,
+    /// Verified bytes that this fetch got from peers.
+    pub from_peers: u64,
+}
+
 /// The handle that clients of the node hold.
 #[derive(Debug, Clone)]
-pub struct Node {}
+pub struct Node {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    commands: mpsc::Sender<Command>,
+    store: Store,
+    /// Serve only what is proven as a whole.
+    sealed_only: bool,
+    readers: AtomicU64,
+    flights: Flights,
+    shelf: Arc<Shelf>,
+    parts: Arc<Parts>,
+}
+
+/// The flights that readers can join, by digest.
+#[derive(Debug, Clone, Default)]
+struct Flights(Arc<Mutex<HashMap<Digest, Arc<Flight>>>>);
+
+impl Flights {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Digest, Arc<Flight>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The flight of a blob, and whether it is new.
+    fn join(&self, digest: Digest) -> (Arc<Flight>, bool) {
+        let mut flights = self.lock();
+        let mut new = false;
+        let flight = flights.entry(digest).or_insert_with(|| {
+            new = true;
+            Arc::default()
+        });
+        (Arc::clone(flight), new)
+    }
+
+    /// Ends the flight of a blob, and lets the next one begin at once: whoever looks for one joins that.
+    fn renew(&self, digest: Digest, end: Result<(), OpenError>) -> Arc<Flight> {
+        let next = Arc::<Flight>::default();
+        if let Some(flight) = self.lock().insert(digest, Arc::clone(&next)) {
+            flight.end(end);
+        }
+        next
+    }
+
+    /// Whether this is the flight that readers of its blob would join.
+    fn is_current(&self, digest: &Digest, flight: &Arc<Flight>) -> bool {
+        self.lock().get(digest).is_some_and(|current| Arc::ptr_eq(current, flight))
+    }
+
+    fn end(&self, digest: &Digest, end: Result<(), OpenError>) {
+        if let Some(flight) = self.lock().remove(digest) {
+            flight.end(end);
+        }
+    }
+}
 
 impl Node {
     /// The blob's size if it is already here, sealed.
     #[must_use]
-    pub fn sealed_size(&self, _digest: &Digest) -> Option<u64> {
-        unimplemented!()
+    pub fn sealed_size(&self, digest: &Digest) -> Option<u64> {
+        self.shared.store.sealed_size(digest)
     }
 
     /// Opens a blob: from the store, or by a fetch that this starts or joins. Returns as soon as its size is known and
-    /// bytes at `offset` are at hand or on their way (a complete blob: at once), at the latest after `deadline`.
+    /// bytes at `offset` are at hand or on their way (a complete blob: at once), at the latest after `deadline`. If the
+    /// disk cannot take the blob, it is streamed past the store, from the origin, to a reader that wants all of it.
     ///
     /// # Errors
     /// See [`OpenError`].
-    pub async fn open(&self, _want: Want, _offset: u64, _deadline: Duration) -> Result<Blob, OpenError> {
-        unimplemented!()
-    }
-}
-
-/// A blob that can be read, complete or still arriving.
-#[derive(Debug)]
-pub struct Blob {}
-
-impl Blob {
-    /// Bytes in the blob.
-    #[must_use]
-    pub fn size(&self) -> u64 {
-        unimplemented!()
+    pub async fn open(&self, want: Want, offset: u64, deadline: Duration) -> Result<Blob, OpenError> {
+        match self.open_stored(want.clone(), offset, deadline).await {
+            Err(OpenError::Disk(why)) if offset == 0 => {
+                tracing::warn!(digest = %want.digest.short(), why, "streaming past the store");
+                let through = timeout(deadline, Through::open(&self.shared.parts.origin, &want)).await;
+                Ok(Blob::through(through.map_err(|_| OpenError::Deadline(deadline))??))
+            }
+            opened => opened,
+        }
     }
 
-    /// The bytes of a range, each verified before it comes out. An error item means: end the body early (by FIN).
-    #[must_use]
-    pub fn read(self, _range: Range<u64>) -> BoxStream<'static, io::Result<Bytes>> {
-        unimplemented!()
+    async fn open_stored(&self, want: Want, offset: u64, deadline: Duration) -> Result<Blob, OpenError> {
+        let digest = want.digest;
+        if let Some(blob) = self.open_sealed(digest).await? {
+            return Ok(blob);
+        }
+        let Some(flight) = self.board(want).await? else {
+            let sealed = self.open_sealed(digest).await?;
+            return sealed.ok_or(OpenError::Overloaded("the blob was removed just now"));
+        };
+        let reader = ReaderId(self.shared.readers.fetch_add(1, Ordering::Relaxed));
+        let commands = self.shared.commands.clone();
+        let watch = Watch { digest, reader, commands, sealed: self.shared.sealed_only };
+        let ready = flight.until(|flight| match flight.progress(|layout| layout.chunk_at(offset), watch.sealed) {
+            Progress::Ready { layout, .. } => Some(Ok(layout)),
+            Progress::Failed(error) => Some(Err(error)),
+            Progress::Unsized | Progress::Waiting { .. } => None,
+        });
+        let layout = match timeout(deadline, ready).await {
+            Ok(ready) => ready?,
+            // A slow but moving fetch is no reason to send the client away.
+            Err(_) => match flight.progress(|layout| layout.chunk_at(offset), watch.sealed) {
+                Progress::Waiting { layout, moving: true } | Progress::Ready { layout, .. } => layout,
+                Progress::Failed(error) => return Err(error),
+                Progress::Unsized | Progress::Waiting { .. } => return Err(OpenError::Deadline(deadline)),
+            },
+        };
+        Ok(Blob::arriving(flight, watch, layout.size()))
+    }
+
+    /// Brings a blob into the store: by a fetch that this starts or joins, if it is not there yet. The fetch goes on when
+    /// nobody waits for it any more.
+    ///
+    /// # Errors
+    /// See [`OpenError`]; what goes wrong later comes out of [`Fetch::done`].
+    pub async fn fetch(&self, want: Want) -> Result<Fetch, OpenError> {
+        let digest = want.digest;
+        if let Some(size) = self.sealed_size(&digest) {
+            return Ok(Fetch::stored(size));
+        }
+        if let Some(flight) = self.board(want).await? {
+            return Ok(Fetch::flying(digest, flight, self.shared.flights.clone(), self.shared.store.clone()));
+        }
+        let size = self.sealed_size(&digest).ok_or(OpenError::Overloaded("the blob was removed just now"))?;
+        Ok(Fetch::stored(size))
+    }
+
+    /// The fetches and held blobs of the swarm; empty if the node shuts down.
+    pub async fn fetches(&self) -> Vec<NodeFetch> {
+        let (tx, rx) = oneshot::channel();
+        if self.shared.commands.send(Command::Report(tx)).await.is_err() {
+            return Vec::new();
+        }
+        rx.await.unwrap_or_default()
+    }
+
+    async fn open_sealed(&self, digest: Digest) -> Result<Option<Blob>, OpenError> {
+        let shelf = &self.shared.shelf;
+        let sealed = match shelf.take(digest).await {
+            Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
+                shelf.discard(digest).await;
+                None
+            }
+            sealed => sealed.map_err(|error| OpenError::Disk(error.to_string()))?,
+        };
+        let verifier = self.shared.parts.verifier.clone();
+        Ok(sealed.map(|blob| Blob::sealed(blob, Keeper { verifier, shelf: Arc::clone(shelf), digest })))
+    }
+
+    /// Joins the flight of a blob, or starts it. None if it has just landed: then the blob is in the store.
+    async fn board(&self, want: Want) -> Result<Option<Arc<Flight>>, OpenError> {
+        let digest = want.digest;
+        let (flight, new) = self.shared.flights.join(digest);
+        if !new {
+            return Ok(Some(flight));
+        }
+        // A blob is in the store before its flight is over, so this look cannot miss it.
+        if self.sealed_size(&digest).is_some() {
+            self.shared.flights.end(&digest, Ok(()));
+            return Ok(None);
+        }
+        if let Err(error) = self.take_off(want, &flight).await {
+            self.shared.flights.end(&digest, Err(error.clone()));
+            return Err(error);
+        }
+        Ok(Some(flight))
+    }
+
+    /// Starts a fetch.
+    async fn take_off(&self, want: Want, flight: &Arc<Flight>) -> Result<(), OpenError> {
+        match want.digest.algorithm() {
+            Algorithm::Sha256 => {
+                let command = Command::Want { want, flight: Arc::clone(flight) };
+                self.shared.commands.send(command).await.map_err(|_| OpenError::Overloaded("shutting down"))
+            }
+            Algorithm::Sha512 => {
+                whole::spawn(Arc::clone(&self.shared.parts), self.shared.flights.clone(), want, Arc::clone(flight));
+                Ok(())
+            }
+        }
     }
 }

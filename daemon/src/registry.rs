@@ -1,1 +1,236 @@
-//! (to be written)
+//! The registry front: the `/v2/` endpoint that containerd, podman, Docker and the rest pull from.
+//!
+//! It answers GET and HEAD of manifests and blobs for allow-listed upstreams. Content by digest comes from the node (store,
+//! peers, origin), tags are resolved at the origin only. Everything is answered or refused within the answer deadline, with
+//! a status that makes clients fall back (the `error` module says which and why).
+
+mod access;
+mod blob;
+mod body;
+mod content;
+mod error;
+#[cfg(test)]
+mod fake;
+mod guard;
+mod manifest;
+pub(crate) mod media;
+pub(crate) mod name;
+mod range;
+mod respond;
+mod route;
+mod serve;
+mod tags;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests;
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use hyper::{
+    HeaderMap, Method, Response, StatusCode,
+    header::{CONTENT_TYPE, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS},
+};
+use shoal_proto::digest::Digest;
+use tokio::sync::Semaphore;
+
+pub use self::{access::Counters, serve::serve};
+use self::{
+    access::Record,
+    body::Body,
+    content::{Content, Daemon, Deadline},
+    error::{Code, Failure},
+    guard::Guard,
+    name::Reference,
+    route::{Route, Target, Upstreams},
+    tags::Tags,
+};
+use crate::{
+    node::{Node, Want},
+    origin::{Kind, Origin, Source, Upstream},
+};
+
+const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
+const NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
+
+/// How long an answer may take beyond its deadline, for an inner deadline to say what went wrong.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// How a [`Registry`] is set up.
+#[derive(Debug, Clone)]
+pub struct RegistryConfig {
+    /// The allow-list: upstreams by the name clients use (`docker.io`, `registry.test:5000`), in lower case.
+    pub upstreams: BTreeMap<String, Arc<Upstream>>,
+    /// The name of the upstream for requests that name none; without it they are refused.
+    pub default_upstream: Option<String>,
+    /// Host names to answer to, beyond localhost and the address of the connection.
+    pub hosts: Vec<String>,
+    /// How long the origin's answer about a tag is believed.
+    pub tag_ttl: Duration,
+    /// How long finding out what to answer may take; bodies may take longer. Clients wait for 30 s or for ever, so
+    /// this is what keeps a pull from hanging on us.
+    pub answer_deadline: Duration,
+    /// Whether no byte of a blob is sent before the whole blob is proven.
+    pub stream_sealed: bool,
+}
+
+impl Default for RegistryConfig {
+    fn default() -> Self {
+        Self {
+            upstreams: BTreeMap::new(),
+            default_upstream: None,
+            hosts: Vec::new(),
+            tag_ttl: Duration::from_secs(10),
+            answer_deadline: Duration::from_secs(4),
+            stream_sealed: false,
+        }
+    }
+}
+
+/// The registry front; a cheap handle. [`serve`] runs it on a listener.
+#[derive(Debug, Clone)]
+pub struct Registry {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    upstreams: Upstreams,
+    guard: Guard,
+    content: Arc<dyn Content>,
+    tags: Tags,
+    answer_deadline: Duration,
+    stream_sealed: bool,
+    /// Memory for manifests on their way to clients, in units of the `manifest` module.
+    manifests: Arc<Semaphore>,
+    counters: Arc<Counters>,
+}
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inner").field("upstreams", &self.upstreams).finish_non_exhaustive()
+    }
+}
+
+/// What the handlers need of a request.
+struct Request<'a> {
+    head: bool,
+    headers: &'a HeaderMap,
+    deadline: Deadline,
+}
+
+impl Registry {
+    /// A front for `node`, which asks `origin` about tags and sizes.
+    #[must_use]
+    pub fn new(config: RegistryConfig, node: Node, origin: Arc<Origin>) -> Self {
+        Self::with_content(config, Arc::new(Daemon { node, origin }))
+    }
+
+    fn with_content(config: RegistryConfig, content: Arc<dyn Content>) -> Self {
+        let RegistryConfig { upstreams, default_upstream, hosts, tag_ttl, answer_deadline, stream_sealed } = config;
+        let inner = Inner {
+            upstreams: Upstreams::new(upstreams, default_upstream.as_deref()),
+            guard: Guard::new(&hosts),
+            content,
+            tags: Tags::new(tag_ttl, answer_deadline),
+            answer_deadline,
+            stream_sealed,
+            manifests: Arc::new(Semaphore::new(manifest::PERMITS)),
+            counters: Arc::default(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// What has been done so far.
+    #[must_use]
+    pub fn counters(&self) -> &Arc<Counters> {
+        &self.inner.counters
+    }
+
+    /// Answers a request that came in on a connection whose own end is `local`; `overloaded` says that the connection
+    /// is one too many.
+    async fn answer<B>(&self, request: hyper::Request<B>, local: SocketAddr, overloaded: bool) -> Response<Body> {
+        let started = Instant::now();
+        let (head, _) = request.into_parts();
+        let admitted = if overloaded {
+            Err(Failure::unavailable("this node has too many open connections"))
+        } else {
+            self.admit(&head, local)
+        };
+        let subject = admitted.as_ref().map(ToString::to_string).unwrap_or_default();
+        let answer = match admitted {
+            Ok(route) => self.inner.dispatch(route, &head.method, &head.headers).await,
+            Err(failure) => Err(failure),
+        };
+        let mut response = answer.unwrap_or_else(|failure| failure.response());
+        response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
+        response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        let record = Record::new(&self.inner.counters, started, head.method, subject, response.status());
+        response.map(|body| body.recorded(record))
+    }
+
+    /// Everything that can be refused without asking anybody.
+    fn admit(&self, head: &hyper::http::request::Parts, local: SocketAddr) -> Result<Route, Failure> {
+        self.inner.guard.check(&head.uri, &head.headers, local)?;
+        if head.method != Method::GET && head.method != Method::HEAD {
+            let message = "this registry is for pulling: only GET and HEAD";
+            return Err(Failure::new(StatusCode::METHOD_NOT_ALLOWED, Code::Unsupported, message));
+        }
+        self.inner.upstreams.route(head.uri.path(), head.uri.query())
+    }
+}
+
+impl Inner {
+    async fn dispatch(&self, route: Route, method: &Method, headers: &HeaderMap) -> Result<Response<Body>, Failure> {
+        let deadline = Deadline::after(self.answer_deadline);
+        let request = Request { head: *method == Method::HEAD, headers, deadline };
+        let (target, response) = match &route {
+            Route::Base => return Ok(base()),
+            Route::Manifest(target, reference) => {
+                (target, deadline.bound(GRACE, manifest::answer(self, target, reference, &request)).await)
+            }
+            Route::Blob(target, digest) => {
+                (target, deadline.bound(GRACE, blob::answer(self, target, digest, &request)).await)
+            }
+        };
+        if let Some(namespace) = target.namespace.as_deref().and_then(|name| HeaderValue::from_str(name).ok()) {
+            let mut answered = response.unwrap_or_else(|failure| failure.response());
+            answered.headers_mut().insert(NAMESPACE, namespace);
+            return Ok(answered);
+        }
+        response
+    }
+}
+
+/// The answer to "is this a registry?". Never a challenge: it would make clients send us their credentials.
+fn base() -> Response<Body> {
+    let mut response = Response::new(Body::full(Bytes::from_static(b"{}")));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+impl Target {
+    fn want(&self, digest: &Digest, kind: Kind) -> Want {
+        let source = Source { upstream: Arc::clone(&self.upstream), repository: self.repository.clone(), kind };
+        Want { digest: *digest, source }
+    }
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Base => Ok(()),
+            Self::Manifest(target, Reference::Tag(tag)) => {
+                write!(f, "{}/{}:{tag}", target.upstream.name, target.repository)
+            }
+            Self::Manifest(target, Reference::Digest(digest)) | Self::Blob(target, digest) => {
+                write!(f, "{}/{}@{digest:?}", target.upstream.name, target.repository)
+            }
+        }
+    }
+}

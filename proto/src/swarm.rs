@@ -454,6 +454,8 @@ pub struct FetchView {
     pub leased: bool,
     /// Peers of the blob.
     pub peers: usize,
+    /// Local readers that wait for chunks.
+    pub readers: u32,
 }
 
 /// Connections of the node, as far as the machine needs them.
@@ -589,6 +591,18 @@ impl Swarm {
     /// The fetches and held blobs.
     pub fn fetches(&self) -> impl Iterator<Item = FetchView> {
         self.fetches.values().map(Fetch::view)
+    }
+
+    /// One fetch or held blob.
+    #[must_use]
+    pub fn fetch(&self, digest: &Digest) -> Option<FetchView> {
+        self.fetches.get(digest).map(Fetch::view)
+    }
+
+    /// Whether all states of a segment are known already and equal, so that its signature does not matter.
+    #[must_use]
+    pub fn agrees(&self, digest: &Digest, size: u64, segment: &Segment) -> bool {
+        self.fetches.get(digest).is_some_and(|fetch| fetch.agrees(size, segment))
     }
 
     /// All signed states of a blob, for keeping beside its bytes.

@@ -1,1 +1,64 @@
-fn main() {}
+//! The integration tests: real daemons, and everything else as real as it can be had.
+//!
+//! Tests of real clients say `SKIPPED: ...` in one line and pass where a program or root is missing, unless
+//! `SHOAL_REQUIRE_CLIENTS=1` is set.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod clients;
+mod config;
+mod crash;
+mod deploy;
+mod namespaces;
+mod registry;
+mod swarm;
+
+use std::time::Duration;
+
+use shoal_tests::{
+    daemon::{Daemon, Settings},
+    image::{Image, ImageSpec},
+    origin::OriginDouble,
+};
+
+/// What clients wait for at the very least: an answer must begin within it, whatever hangs.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// The repository of the tests' images at `origin.test`.
+const REPOSITORY: &str = "team/app";
+
+/// The program under test.
+const SHOAL: &str = env!("CARGO_BIN_EXE_shoal-under-test");
+
+/// The daemon under test with one upstream, `origin.test`.
+fn settings(origin: &str) -> Settings {
+    Settings::new(SHOAL, origin)
+}
+
+/// A path of the blob endpoint.
+fn blob_path(digest: &str) -> String {
+    format!("/v2/origin.test/{REPOSITORY}/blobs/{digest}")
+}
+
+/// A path of the manifest endpoint.
+fn manifest_path(reference: &str) -> String {
+    format!("/v2/origin.test/{REPOSITORY}/manifests/{reference}")
+}
+
+/// An origin with one image of one platform and layers of these sizes, tagged `v1`, and a daemon before it.
+async fn one_daemon(seed: u64, layers: &[u64]) -> (OriginDouble, Image, Daemon) {
+    let (origin, image) = origin_with(seed, layers).await;
+    let daemon = Daemon::start(settings(&origin.url())).await;
+    (origin, image, daemon)
+}
+
+/// An origin with one image of one platform and layers of these sizes, tagged `v1`.
+async fn origin_with(seed: u64, layers: &[u64]) -> (OriginDouble, Image) {
+    let image = ImageSpec::new(seed, layers).one_platform().build();
+    let origin = OriginDouble::start().await;
+    origin.offer(&image, REPOSITORY, "v1");
+    (origin, image)
+}
+
+/// Bytes of one mebibyte.
+const MIB: u64 = 1024 * 1024;

@@ -9,7 +9,7 @@ use shoal_proto::{chunk::ChunkIndex, digest::Algorithm};
 
 use super::{
     fault::Fault,
-    tests::{Sample, chunks},
+    tests::{Sample, chunks, scratch},
     *,
 };
 
@@ -158,7 +158,7 @@ fn live_until(dir: &Path, fault: &Arc<Fault>) -> (Promises, bool) {
 fn a_kill_before_any_operation_leaves_only_what_is_proven_and_all_that_was_promised() {
     let mut operations = 0;
     loop {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = scratch();
         let (promises, finished) = live_until(dir.path(), &Fault::after(operations));
         check(dir.path(), &promises, true);
         if finished {
@@ -172,7 +172,7 @@ fn a_kill_before_any_operation_leaves_only_what_is_proven_and_all_that_was_promi
 #[test]
 fn a_kill_during_recovery_is_recovered_from() {
     for operations in (0..).step_by(3) {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = scratch();
         let (promises, finished) = live_until(dir.path(), &Fault::after(operations));
         // Each try comes one operation further.
         for more in 0.. {
@@ -192,7 +192,7 @@ fn a_kill_during_recovery_is_recovered_from() {
 
 /// Operations of a life that is not cut.
 static OPERATIONS: LazyLock<usize> = LazyLock::new(|| {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let fault = Fault::after(usize::MAX);
     assert!(live_until(dir.path(), &fault).1);
     fault.passed()
@@ -204,7 +204,7 @@ proptest! {
     fn a_power_cut_takes_only_what_was_not_promised_to_last(
         at in 0.0..1.0, coins in prop::collection::vec(any::<bool>(), 1..24),
     ) {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = scratch();
         let fault = Fault::after((*OPERATIONS as f64 * at) as usize);
         let (promises, _) = live_until(dir.path(), &fault);
         fault.cut_power(&coins);

@@ -96,6 +96,11 @@ impl Sample {
     }
 }
 
+/// A directory for tests that sync often: in memory if there is such a place.
+pub(super) fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
 pub(super) fn chunks(set: &ChunkSet) -> Vec<u32> {
     set.iter().map(|chunk| chunk.0).collect()
 }
@@ -121,7 +126,7 @@ fn a_sealed_blob_is_there_after_a_restart_with_its_chain() {
     for blob in &blobs {
         assert!(listed.contains(&StoredBlob { digest: blob.digest, size: blob.layout.size(), sealed: true }));
     }
-    assert_eq!(store.bytes(), blobs.iter().map(|blob| blob.layout.size()).sum());
+    assert_eq!(store.bytes(), blobs.iter().map(|blob| blob.layout.size()).sum::<u64>());
     drop(store);
 
     let store = Store::open(dir.path()).unwrap();
@@ -443,7 +448,7 @@ fn a_blob_whose_partial_name_was_replaced_is_not_sealed() {
 
 #[test]
 fn threads_that_seal_open_and_remove_one_digest_never_see_anything_but_the_blob() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let store = Store::open(dir.path()).unwrap();
     let sample = Sample::new(Algorithm::Sha256, 3000, 6);
     let expected = |error: io::Error| assert_eq!(error.kind(), io::ErrorKind::AlreadyExists, "{error}");

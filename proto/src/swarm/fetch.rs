@@ -261,6 +261,14 @@ impl Fetch {
         self.content.as_ref().map_or(&[], |content| &content.segments)
     }
 
+    pub(super) fn agrees(&self, size: u64, segment: &Segment) -> bool {
+        self.content.as_ref().is_some_and(|content| {
+            let from = segment.from.at();
+            let known = content.chain.states().get(from..from.saturating_add(segment.states.len()));
+            content.layout().size() == size && known == Some(segment.states.as_slice())
+        })
+    }
+
     pub(super) fn view(&self) -> FetchView {
         let content = self.content.as_ref();
         FetchView {
@@ -271,6 +279,7 @@ impl Fetch {
             complete: self.phase == Phase::Complete,
             leased: self.lease.is_some(),
             peers: self.remotes.len(),
+            readers: self.readers.len() as u32,
         }
     }
 
@@ -529,7 +538,7 @@ impl Fetch {
         }
         cx.out.push(Output::Discard { digest: self.digest });
         self.progressed = cx.now;
-        self.lease = Some(Lease::own(cx.now));
+        self.lease = Some(Lease::own());
     }
 
     /// When no progress becomes too much; where chunks take long, later.
@@ -549,7 +558,7 @@ impl Fetch {
             (None, _) => {
                 cx.out.push(Output::Report(Event::Stalled { digest: self.digest }));
                 self.stop_origin(cx);
-                self.lease = Some(Lease::own(cx.now));
+                self.lease = Some(Lease::own());
             }
         }
     }

@@ -16,7 +16,6 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Lease {
     kind: Kind,
-    since: Time,
     run: Option<Run>,
     tries: u8,
     not_before: Option<Time>,
@@ -43,13 +42,13 @@ struct Run {
 }
 
 impl Lease {
-    const fn new(kind: Kind, now: Time) -> Self {
-        Self { kind, since: now, run: None, tries: 0, not_before: None, bytes: 0 }
+    const fn new(kind: Kind) -> Self {
+        Self { kind, run: None, tries: 0, not_before: None, bytes: 0 }
     }
 
     /// A lease that nobody gave, for a fetch that makes no progress otherwise.
-    pub(super) const fn own(now: Time) -> Self {
-        Self::new(Kind::Own, now)
+    pub(super) const fn own() -> Self {
+        Self::new(Kind::Own)
     }
 
     pub(super) const fn is_greedy(&self) -> bool {
@@ -75,10 +74,11 @@ impl Fetch {
             Some(lease) if lease.kind == Kind::Own => {}
             Some(lease) => lease.kind = Kind::Granted(epoch),
             None => {
-                let mut lease = Lease::new(Kind::Granted(epoch), cx.now);
+                let mut lease = Lease::new(Kind::Granted(epoch));
                 lease.not_before = Some(cx.now + cx.limits.holders_patience);
                 self.lease = Some(lease);
                 cx.out.push(Output::Report(Event::Leased { digest: self.digest }));
+                self.heartbeat(cx);
             }
         }
     }
@@ -86,13 +86,13 @@ impl Fetch {
     pub(super) fn take_untracked(&mut self, cx: &mut Context<'_>) {
         if self.lease.is_none() && self.shut.is_none() {
             cx.out.push(Output::Report(Event::Untracked { digest: self.digest }));
-            self.lease = Some(Lease::new(Kind::Untracked, cx.now));
+            self.lease = Some(Lease::new(Kind::Untracked));
         }
     }
 
     pub(super) fn revoked(&mut self, cx: &mut Context<'_>, peer: PeerId, epoch: Epoch) {
         let ours = self.lease.as_ref().is_some_and(|lease| lease.kind == Kind::Granted(epoch));
-        if ours && self.tracking.is_at(peer) {
+        if ours && self.tracking.includes(peer) {
             self.stop_origin(cx);
             self.lease = None;
         }

@@ -1,0 +1,498 @@
+//! The loop: one fact at a time goes into the machines, and their orders come out.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use shoal_proto::{
+    chunk::ChunkIndex,
+    digest::Digest,
+    peer::{Contact, PeerId},
+    swarm::{self, AskId, Input, PullId, ReaderId, RunId, Swarm},
+    time::Time,
+    tracker::{self, Tracker},
+    wire::{Ask, Message},
+};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::AbortHandle,
+    time::sleep_until,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    Flights, NodeFetch, Want,
+    flight::Flight,
+    parts::Parts,
+    vouched::{Shelf, Vouched},
+};
+use crate::{
+    identity,
+    origin::{OriginError, Source},
+    quic::{PlaneEvent, Reply},
+    store::{BlobFile, PartialBlob, Resumed, SealedBlob},
+};
+
+/// Facts from tasks that wait for the loop.
+const FACTS_MAX: usize = 4096;
+/// Messages kept for one blob while it is being opened in the store.
+const WAITING_MAX: usize = 256;
+
+/// A wish of somebody local.
+#[derive(Debug)]
+pub(super) enum Command {
+    /// Fetch this blob.
+    Want { want: Want, flight: Arc<Flight> },
+    /// A reader waits for a chunk.
+    Reading { digest: Digest, reader: ReaderId, chunk: ChunkIndex },
+    /// A reader is gone.
+    ReaderLeft { digest: Digest, reader: ReaderId },
+    /// Tell what is going on.
+    Report(oneshot::Sender<Vec<NodeFetch>>),
+}
+
+/// What a task found out.
+#[derive(Debug)]
+pub(super) enum Fact {
+    /// Something for the machine.
+    Swarm(Input),
+    /// What the store had of a wanted blob.
+    Resumed { digest: Digest, resumed: Option<Resumed> },
+    /// A wanted blob was in the store already.
+    Stored { digest: Digest, sealed: SealedBlob },
+    /// A sealed blob was opened because a peer asked about it.
+    Opened { digest: Digest, sealed: Option<Arc<Vouched>> },
+    /// Room was made for a blob, or not.
+    Room { digest: Digest, partial: std::io::Result<PartialBlob> },
+    /// A blob was sealed, or could not be.
+    Sealed { digest: Digest, sealed: std::io::Result<(BlobFile, Vec<shoal_proto::claim::Segment>)> },
+}
+
+/// What the driver keeps of a fetch beside the machine.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) source: Option<Source>,
+    pub(super) flight: Arc<Flight>,
+    /// The blob's place in the store, once there is one; an error closes the channel's wait by `Some(None)`.
+    pub(super) partial: watch::Sender<Option<Option<PartialBlob>>>,
+    pub(super) from_origin: AtomicU64,
+    pub(super) from_peers: AtomicU64,
+    origin_error: Mutex<Option<OriginError>>,
+    pub(super) started: Instant,
+}
+
+impl Job {
+    pub(super) fn new(source: Option<Source>, flight: Arc<Flight>) -> Self {
+        Self {
+            source,
+            flight,
+            partial: watch::Sender::new(None),
+            from_origin: AtomicU64::new(0),
+            from_peers: AtomicU64::new(0),
+            origin_error: Mutex::default(),
+            started: Instant::now(),
+        }
+    }
+
+    pub(super) fn note_origin_error(&self, error: OriginError) {
+        *self.origin_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+    }
+
+    pub(super) fn origin_error(&self) -> Option<OriginError> {
+        self.origin_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Bytes that came from the origin and from peers.
+    fn sources(&self) -> (u64, u64) {
+        (self.from_origin.load(Ordering::Relaxed), self.from_peers.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn count_origin(&self, bytes: u64) {
+        self.from_origin.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+/// A chunk that a peer asked for.
+#[derive(Debug)]
+pub(super) struct Asked {
+    pub(super) ask: Ask,
+    pub(super) reply: Reply,
+}
+
+/// A peer's word about a blob that is still being opened in the store.
+#[derive(Debug)]
+enum Waiting {
+    Message(PeerId, Message),
+    Asked(PeerId, Asked),
+}
+
+/// The loop's state.
+pub(super) struct Driver {
+    pub(super) parts: Arc<Parts>,
+    pub(super) flights: Flights,
+    pub(super) tasks: TaskTracker,
+    pub(super) swarm: Swarm,
+    pub(super) tracker: Tracker,
+    pub(super) jobs: HashMap<Digest, Arc<Job>>,
+    /// Sealed blobs that peers read.
+    pub(super) held: HashMap<Digest, Arc<Vouched>>,
+    pub(super) shelf: Arc<Shelf>,
+    /// When the claim of a fetch was saved last.
+    pub(super) saved: HashMap<Digest, Instant>,
+    pub(super) pulls: HashMap<PullId, AbortHandle>,
+    pub(super) runs: HashMap<RunId, AbortHandle>,
+    pub(super) asks: HashMap<AskId, Asked>,
+    /// Where connected peers are, for trackers to hand out.
+    contacts: HashMap<PeerId, Contact>,
+    opening: HashMap<Digest, Vec<Waiting>>,
+    pub(super) facts: mpsc::Sender<Fact>,
+    facts_in: mpsc::Receiver<Fact>,
+    ask_ids: u64,
+    start: Instant,
+    me: PeerId,
+}
+
+impl Driver {
+    pub(super) fn new(parts: Arc<Parts>, flights: Flights, shelf: Arc<Shelf>, tasks: TaskTracker) -> Self {
+        let me = parts.identity.peer();
+        let (facts, facts_in) = mpsc::channel(FACTS_MAX);
+        let (limits, seed) = (parts.limits.clone(), rand::random());
+        Self {
+            swarm: Swarm::new(me, limits.clone(), seed),
+            tracker: Tracker::new(limits, seed ^ 1),
+            parts,
+            flights,
+            tasks,
+            jobs: HashMap::new(),
+            held: HashMap::new(),
+            shelf,
+            saved: HashMap::new(),
+            pulls: HashMap::new(),
+            runs: HashMap::new(),
+            asks: HashMap::new(),
+            contacts: HashMap::new(),
+            opening: HashMap::new(),
+            facts,
+            facts_in,
+            ask_ids: 0,
+            start: Instant::now(),
+            me,
+        }
+    }
+
+    pub(super) async fn run(
+        mut self,
+        mut commands: mpsc::Receiver<Command>,
+        mut events: mpsc::Receiver<PlaneEvent>,
+        shutdown: CancellationToken,
+    ) {
+        loop {
+            let wake = self.next_deadline();
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => break,
+                Some(fact) = self.facts_in.recv() => self.fact(fact),
+                () = sleep_until(wake.into()) => self.elapsed(),
+                Some(command) = commands.recv() => self.command(command),
+                event = events.recv() => match event {
+                    Some(event) => self.event(event),
+                    None => break,
+                },
+            }
+        }
+        self.stop();
+    }
+
+    fn now(&self) -> Time {
+        Time::from_nanos(u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    fn next_deadline(&self) -> Instant {
+        let swarm = self.swarm.deadline().map(|(time, _)| time);
+        let due = swarm.into_iter().chain(self.tracker.deadline()).min();
+        // Without a deadline any far time will do: each fact makes the loop look again.
+        due.map_or_else(
+            || Instant::now() + Duration::from_secs(3600),
+            |due| self.start + Duration::from_nanos(due.as_nanos()),
+        )
+    }
+
+    /// Feeds the swarm machine and obeys, until its orders to this very node's tracker have settled.
+    pub(super) fn swarm(&mut self, input: Input) {
+        let mut out = Vec::new();
+        let now = self.now();
+        self.swarm.handle(now, input, &mut out);
+        for order in out {
+            self.obey(order);
+        }
+    }
+
+    fn track(&mut self, input: tracker::Input) {
+        let mut out = Vec::new();
+        let now = self.now();
+        self.tracker.handle(now, input, &mut out);
+        for tracker::Send { peer, message } in out {
+            if peer == self.me {
+                self.later(Input::Received { peer, message });
+            } else {
+                self.send(peer, message);
+            }
+        }
+    }
+
+    pub(super) fn send(&mut self, peer: PeerId, message: Message) {
+        if peer == self.me {
+            let contact = Contact { peer, address: self.parts.plane.local_address() };
+            self.tracked(contact, message);
+        } else if let Err(error) = self.parts.plane.send(peer, message) {
+            tracing::debug!(%peer, %error, "message not sent");
+        }
+    }
+
+    /// Feeds the machine in a later turn of the loop.
+    fn later(&self, input: Input) {
+        if self.facts.try_send(Fact::Swarm(input)).is_err() {
+            tracing::warn!("the loop is too far behind for its own tracker; a heartbeat will repeat it");
+        }
+    }
+
+    /// A message that is for this node's tracker.
+    fn tracked(&mut self, contact: Contact, message: Message) {
+        match message {
+            Message::Join(join) => self.track(tracker::Input::Joined { contact, join }),
+            Message::Leave { digest } => self.track(tracker::Input::Left { peer: contact.peer, digest }),
+            Message::Joined { .. }
+            | Message::Revoked { .. }
+            | Message::Subscribe { .. }
+            | Message::Unsubscribe { .. }
+            | Message::Have { .. }
+            | Message::Got { .. }
+            | Message::Fresh { .. }
+            | Message::Segment { .. }
+            | Message::Unknown { .. } => {}
+        }
+    }
+
+    fn elapsed(&mut self) {
+        self.swarm(Input::Elapsed);
+        self.track(tracker::Input::Elapsed);
+        let swarm = &self.swarm;
+        self.held.retain(|digest, _| swarm.knows(digest));
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Want { want, flight } => self.want(want, flight),
+            Command::Reading { digest, reader, chunk } => self.swarm(Input::Reading { digest, reader, chunk }),
+            Command::ReaderLeft { digest, reader } => self.swarm(Input::ReaderLeft { digest, reader }),
+            Command::Report(reply) => {
+                let views = self.swarm.fetches().map(|view| {
+                    let job = self.jobs.get(&view.digest);
+                    let (origin, peers) = job.map_or((0, 0), |job| job.sources());
+                    NodeFetch { view, from_origin: origin, from_peers: peers }
+                });
+                reply.send(views.collect()).ok();
+            }
+        }
+    }
+
+    /// Looks in the store for what is left of an earlier fetch, then wishes.
+    fn want(&mut self, want: Want, flight: Arc<Flight>) {
+        let digest = want.digest;
+        self.parts.metrics.fetches_started.inc();
+        self.jobs.insert(digest, Arc::new(Job::new(Some(want.source), flight)));
+        let store = self.parts.store.clone();
+        self.blocking(move || {
+            // It may have been sealed between the reader's look into the store and its wish.
+            if let Ok(Some(sealed)) = store.open_sealed(&digest) {
+                return Fact::Stored { digest, sealed };
+            }
+            let resumed = store.resume(&digest).unwrap_or_else(|error| {
+                tracing::warn!(digest = %digest.short(), %error, "cannot resume; starting anew");
+                None
+            });
+            Fact::Resumed { digest, resumed }
+        });
+    }
+
+    /// Runs blocking work and takes its fact in.
+    pub(super) fn blocking(&self, work: impl FnOnce() -> Fact + Send + 'static) {
+        let facts = self.facts.clone();
+        self.tasks.spawn(async move {
+            match tokio::task::spawn_blocking(work).await {
+                Ok(fact) => {
+                    facts.send(fact).await.ok();
+                }
+                Err(error) => tracing::error!(%error, "blocking work did not end"),
+            }
+        });
+    }
+
+    fn fact(&mut self, fact: Fact) {
+        match fact {
+            Fact::Swarm(input) => {
+                if let Input::Pulled { pull, .. } = &input {
+                    self.pulls.remove(pull);
+                }
+                if let Input::OriginEnded { run, .. } = &input {
+                    self.runs.remove(run);
+                }
+                self.swarm(input);
+            }
+            Fact::Resumed { digest, resumed } => self.resumed(digest, resumed),
+            Fact::Stored { digest, sealed } => {
+                if let Some(job) = self.jobs.remove(&digest) {
+                    job.flight.sized(sealed.layout, sealed.file);
+                }
+                self.flights.end(&digest, Ok(()));
+            }
+            Fact::Opened { digest, sealed } => self.opened(digest, sealed),
+            Fact::Room { digest, partial } => self.room(digest, partial),
+            Fact::Sealed { digest, sealed } => self.sealed(digest, sealed),
+        }
+    }
+
+    fn resumed(&mut self, digest: Digest, resumed: Option<Resumed>) {
+        let restored = resumed.map(|resumed| {
+            if let Some(job) = self.jobs.get(&digest) {
+                job.flight.sized(resumed.layout, resumed.blob.file().clone());
+                job.partial.send_replace(Some(Some(resumed.blob)));
+            }
+            let size = resumed.layout.size();
+            let segments: Vec<_> =
+                resumed.segments.into_iter().filter(|segment| is_signed(&digest, size, segment)).collect();
+            swarm::Restored { size, segments, have: resumed.verified }
+        });
+        if self.swarm.fetch(&digest).is_some_and(|view| view.complete) {
+            // The store has lost what the machine still offers to peers.
+            self.held.remove(&digest);
+            self.swarm(Input::Forgotten { digest });
+        }
+        self.swarm(Input::Wanted { digest, restored });
+    }
+
+    fn opened(&mut self, digest: Digest, sealed: Option<Arc<Vouched>>) {
+        if let Some(sealed) = sealed {
+            let (size, segments) = (sealed.layout().size(), sealed.segments().to_vec());
+            self.held.insert(digest, sealed);
+            self.swarm(Input::Held { digest, size, segments });
+        }
+        for waiting in self.opening.remove(&digest).unwrap_or_default() {
+            match waiting {
+                Waiting::Message(peer, message) => self.swarm(Input::Received { peer, message }),
+                Waiting::Asked(peer, asked) => self.asked(peer, asked),
+            }
+        }
+    }
+
+    fn event(&mut self, event: PlaneEvent) {
+        match event {
+            PlaneEvent::Connected { contact } => {
+                self.contacts.insert(contact.peer, contact);
+                self.swarm(Input::Connected { peer: contact.peer });
+            }
+            PlaneEvent::Disconnected { peer } => {
+                self.contacts.remove(&peer);
+                self.swarm(Input::Disconnected { peer });
+                self.track(tracker::Input::Disconnected { peer });
+            }
+            PlaneEvent::DialFailed { peer } => self.swarm(Input::Disconnected { peer }),
+            PlaneEvent::Message { peer, message } => self.message(peer, message),
+            PlaneEvent::Asked { peer, ask, reply } => {
+                let asked = Asked { ask, reply };
+                if self.is_closed(&ask.digest) {
+                    self.open(ask.digest, Waiting::Asked(peer, asked));
+                } else {
+                    self.asked(peer, asked);
+                }
+            }
+        }
+    }
+
+    fn message(&mut self, peer: PeerId, message: Message) {
+        if let Message::Join(_) | Message::Leave { .. } = message {
+            if let Some(contact) = self.contacts.get(&peer).copied() {
+                self.tracked(contact, message);
+            }
+            return;
+        }
+        // States that are known already teach nothing: no need for the signature that most copies of a segment cost.
+        if let Message::Segment { digest, size, segment } = &message
+            && !self.swarm.agrees(digest, *size, segment)
+            && !is_signed(digest, *size, segment)
+        {
+            tracing::warn!(%peer, author = %segment.author, "a segment with a bad signature; closing the connection");
+            self.parts.plane.hangup(peer);
+            return;
+        }
+        if let Message::Subscribe { digest, .. } = message
+            && self.is_closed(&digest)
+        {
+            self.open(digest, Waiting::Message(peer, message));
+            return;
+        }
+        self.swarm(Input::Received { peer, message });
+    }
+
+    /// The store has the blob, but the machine does not know it (any more).
+    fn is_closed(&self, digest: &Digest) -> bool {
+        !self.swarm.knows(digest) && self.parts.store.sealed_size(digest).is_some()
+    }
+
+    /// Opens a sealed blob for peers; what they said about it waits.
+    fn open(&mut self, digest: Digest, waiting: Waiting) {
+        if let Some(others) = self.opening.get_mut(&digest) {
+            if others.len() < WAITING_MAX {
+                others.push(waiting);
+            }
+            return;
+        }
+        self.opening.insert(digest, vec![waiting]);
+        let (shelf, facts) = (Arc::clone(&self.shelf), self.facts.clone());
+        self.tasks.spawn(async move {
+            let sealed = match shelf.take(digest).await {
+                Ok(sealed) => sealed,
+                Err(error) => {
+                    tracing::error!(digest = %digest.short(), %error, "cannot open a sealed blob");
+                    if error.kind() == std::io::ErrorKind::InvalidData {
+                        shelf.discard(digest).await;
+                    }
+                    None
+                }
+            };
+            facts.send(Fact::Opened { digest, sealed }).await.ok();
+        });
+    }
+
+    fn asked(&mut self, peer: PeerId, asked: Asked) {
+        self.ask_ids += 1;
+        let ask = AskId(self.ask_ids);
+        let Ask { digest, chunk } = asked.ask;
+        self.asks.insert(ask, asked);
+        self.swarm(Input::Asked { ask, peer, digest, chunk });
+    }
+
+    fn stop(&mut self) {
+        for (_, task) in self.pulls.drain() {
+            task.abort();
+        }
+        for (_, task) in self.runs.drain() {
+            task.abort();
+        }
+        let digests: Vec<Digest> = self.jobs.keys().copied().collect();
+        for digest in digests {
+            self.save_claim(&digest);
+            self.flights.end(&digest, Err(super::OpenError::Overloaded("the daemon is shutting down")));
+        }
+    }
+}
+
+fn is_signed(digest: &Digest, size: u64, segment: &shoal_proto::claim::Segment) -> bool {
+    let bytes = shoal_proto::claim::Segment::signed_bytes(digest, size, segment.from, &segment.states);
+    identity::verify(&segment.author, &bytes, &segment.signature)
+}

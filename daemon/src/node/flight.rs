@@ -1,0 +1,141 @@
+//! What readers see of a fetch: which chunks are here, and how it ended.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use shoal_proto::chunk::{ChunkIndex, ChunkSet, Layout};
+use tokio::sync::Notify;
+
+use super::OpenError;
+use crate::store::BlobFile;
+
+/// One fetch, shared by the node's loop, which writes, and all readers of the blob.
+#[derive(Debug, Default)]
+pub(super) struct Flight {
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    content: Option<Content>,
+    end: Option<Result<(), OpenError>>,
+    /// Signs of life so far, of whatever kind.
+    stirs: u64,
+}
+
+#[derive(Debug)]
+struct Content {
+    layout: Layout,
+    file: BlobFile,
+    have: ChunkSet,
+}
+
+/// Where a flight stands for somebody who waits for a chunk.
+#[derive(Debug, Clone)]
+pub(super) enum Progress {
+    /// Not even the size is known.
+    Unsized,
+    /// The chunk is not here yet; some chunks may be.
+    Waiting { layout: Layout, moving: bool },
+    /// The chunk may be read.
+    Ready { layout: Layout, file: BlobFile },
+    /// The fetch is over without the blob.
+    Failed(OpenError),
+}
+
+/// How far a fetch is, for somebody who waits for the whole blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Advance {
+    /// Bytes in the blob; none until somebody told.
+    pub size: Option<u64>,
+    /// Bytes of it that are stored and verified.
+    pub have: u64,
+    /// Differs from what it was when anything has come since, be it less than a chunk.
+    pub stirs: u64,
+}
+
+impl Flight {
+    pub(super) fn sized(&self, layout: Layout, file: BlobFile) {
+        let mut state = self.state();
+        state.content = Some(Content { layout, file, have: ChunkSet::empty(layout.count()) });
+        state.stirs += 1;
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    pub(super) fn arrived(&self, chunk: ChunkIndex) {
+        let mut state = self.state();
+        state.stirs += 1;
+        if let Some(content) = &mut state.content {
+            content.have.insert(chunk);
+        }
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    /// Bytes came in that do not make a chunk yet. Wakes nobody: nothing more can be read.
+    pub(super) fn stirred(&self) {
+        self.state().stirs += 1;
+    }
+
+    /// How far the fetch is.
+    pub(super) fn advance(&self) -> Advance {
+        let state = self.state();
+        let Some(content) = &state.content else { return Advance { size: None, have: 0, stirs: state.stirs } };
+        let layout = content.layout;
+        let have = if matches!(state.end, Some(Ok(()))) {
+            layout.size()
+        } else {
+            let whole = u64::from(content.have.len()) * layout.chunk_bytes();
+            let short = layout.chunk_bytes() - layout.len(layout.last());
+            whole - if content.have.contains(layout.last()) { short } else { 0 }
+        };
+        Advance { size: Some(layout.size()), have, stirs: state.stirs }
+    }
+
+    /// How the fetch ended, if it has.
+    pub(super) fn ended(&self) -> Option<Result<(), OpenError>> {
+        self.state().end.clone()
+    }
+
+    /// Ends the flight; the first end counts.
+    pub(super) fn end(&self, end: Result<(), OpenError>) {
+        self.state().end.get_or_insert(end);
+        self.changed.notify_waiters();
+    }
+
+    /// How the wait for a chunk stands. The last chunk waits for the proof of the whole, and with `sealed` every chunk.
+    pub(super) fn progress(&self, at: impl FnOnce(Layout) -> ChunkIndex, sealed: bool) -> Progress {
+        let state = self.state();
+        if let Some(Err(error)) = &state.end {
+            return Progress::Failed(error.clone());
+        }
+        let Some(content) = &state.content else { return Progress::Unsized };
+        let layout = content.layout;
+        let chunk = at(layout);
+        let proven = state.end.is_some();
+        if proven || content.have.contains(chunk) && chunk != layout.last() && !sealed {
+            return Progress::Ready { layout, file: content.file.clone() };
+        }
+        Progress::Waiting { layout, moving: !content.have.is_empty() }
+    }
+
+    /// Waits until `test` gives something, looking again at each change.
+    pub(super) async fn until<T>(&self, mut test: impl FnMut(&Self) -> Option<T>) -> T {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            // Registered before the look, so that no change between look and wait is missed.
+            changed.as_mut().enable();
+            if let Some(found) = test(self) {
+                return found;
+            }
+            changed.await;
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic elsewhere ends the process; until then the state is whole after every statement.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

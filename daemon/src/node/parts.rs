@@ -1,0 +1,70 @@
+//! The mechanisms that a node is built from.
+
+use std::sync::Arc;
+
+use shoal_proto::limits::Limits;
+use tokio::sync::mpsc;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{Flights, Node, Shared, driver::Driver, vouched::Shelf};
+use crate::{
+    dht::Dht,
+    identity::Identity,
+    metrics::Metrics,
+    origin::Origin,
+    quic::{DataPlane, PlaneEvent},
+    secret::Secret,
+    store::Store,
+    verify::Verifier,
+};
+
+/// Commands that wait for the loop.
+const COMMANDS_MAX: usize = 4096;
+
+/// What the node's loop and its tasks use.
+#[derive(Debug)]
+pub struct Parts {
+    /// Who this node is.
+    pub identity: Identity,
+    /// What the cluster shares.
+    pub secret: Secret,
+    /// Blobs on disk.
+    pub store: Store,
+    /// Hashing off the async threads.
+    pub verifier: Verifier,
+    /// Trackers and holders.
+    pub dht: Dht,
+    /// Messages and chunks.
+    pub plane: DataPlane,
+    /// Upstream registries.
+    pub origin: Origin,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// All bounds.
+    pub limits: Limits,
+    /// Serve only what is proven as a whole.
+    pub sealed_only: bool,
+}
+
+impl Node {
+    /// Starts the loop. It ends when `shutdown` is cancelled; its tasks are tracked by `tasks`.
+    #[must_use]
+    pub fn start(parts: Parts, events: mpsc::Receiver<PlaneEvent>, tasks: &TaskTracker, shutdown: CancellationToken) -> Self {
+        let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
+        let parts = Arc::new(parts);
+        let flights = Flights::default();
+        let shelf = Arc::new(Shelf::new(Arc::clone(&parts)));
+        let shared = Shared {
+            commands,
+            store: parts.store.clone(),
+            sealed_only: parts.sealed_only,
+            readers: std::sync::atomic::AtomicU64::new(1),
+            flights: flights.clone(),
+            shelf: Arc::clone(&shelf),
+            parts: Arc::clone(&parts),
+        };
+        let driver = Driver::new(parts, flights, shelf, tasks.clone());
+        tasks.spawn(driver.run(receiver, events, shutdown));
+        Self { shared: Arc::new(shared) }
+    }
+}

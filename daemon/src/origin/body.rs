@@ -1,0 +1,110 @@
+//! A body on its way from an origin: counted, rate-limited, never longer or shorter than announced.
+
+use std::{collections::VecDeque, fmt, sync::Arc, time::Duration};
+
+use bytes::{Buf, Bytes};
+use reqwest::Response;
+use tokio::time::timeout;
+
+use crate::{
+    origin::{OriginCounters, OriginError, error::describe},
+    rate::Bucket,
+};
+
+/// An open body of content from the origin.
+///
+/// Nothing is retried in here: after an error the caller opens again at the first byte that it misses.
+pub struct Body {
+    /// Bytes in the whole content, from Content-Length or Content-Range.
+    pub size: u64,
+    pub(super) host: String,
+    pub(super) flow: Flow,
+    /// Bytes to throw away first: the origin answered a range request with the whole content.
+    pub(super) skip: u64,
+    /// Bytes still to come, the skipped ones included.
+    pub(super) remaining: u64,
+    pub(super) idle: Duration,
+    pub(super) limits: Arc<[Bucket]>,
+    pub(super) counters: Arc<OriginCounters>,
+    /// A piece that waits for the caps. Kept here, so that a caller who gives up on [`Body::next`] can come back for it.
+    pub(super) held: Option<Held>,
+}
+
+/// A piece that arrived, and how many of the caps have let it pass.
+pub(super) struct Held {
+    piece: Bytes,
+    passed: usize,
+}
+
+pub(super) enum Flow {
+    Network(Response),
+    /// Read before its size was known; counted already.
+    Memory(VecDeque<Bytes>),
+}
+
+impl Body {
+    /// The next bytes, in order from the asked offset; none at the end. Waits at most the idle deadline for the origin, then as long
+    /// as the rate caps say. Dropping the future loses nothing.
+    ///
+    /// # Errors
+    /// The stream broke, stalled, or ended too early ([`OriginError::Unavailable`]) or too late ([`OriginError::Protocol`]).
+    pub async fn next(&mut self) -> Result<Option<Bytes>, OriginError> {
+        loop {
+            let Some(mut piece) = self.piece().await? else {
+                if self.remaining == 0 {
+                    return Ok(None);
+                }
+                let why = format!("body ended {} bytes early", self.remaining);
+                return Err(OriginError::unavailable(self.host.as_str(), why));
+            };
+            let length = piece.len() as u64;
+            if length > self.remaining {
+                return Err(OriginError::protocol(self.host.as_str(), "body is longer than announced"));
+            }
+            self.remaining -= length;
+            let skipped = self.skip.min(length);
+            self.skip -= skipped;
+            // Not more than the piece, hence it fits.
+            piece.advance(usize::try_from(skipped).unwrap_or(piece.len()));
+            if !piece.is_empty() {
+                return Ok(Some(piece));
+            }
+        }
+    }
+
+    async fn piece(&mut self) -> Result<Option<Bytes>, OriginError> {
+        if self.held.is_none() {
+            let response = match &mut self.flow {
+                Flow::Memory(pieces) => return Ok(pieces.pop_front()),
+                Flow::Network(response) => response,
+            };
+            let arrived = Self::arrive(response, self.idle, &self.host).await?;
+            if let Some(piece) = &arrived {
+                self.counters.count_bytes(piece.len() as u64);
+            }
+            self.held = arrived.map(|piece| Held { piece, passed: 0 });
+        }
+        if let Some(held) = &mut self.held {
+            while let Some(limit) = self.limits.get(held.passed) {
+                limit.take(held.piece.len() as u64).await;
+                held.passed += 1;
+            }
+        }
+        Ok(self.held.take().map(|held| held.piece))
+    }
+
+    async fn arrive(response: &mut Response, idle: Duration, host: &str) -> Result<Option<Bytes>, OriginError> {
+        match timeout(idle, response.chunk()).await {
+            Ok(Ok(piece)) => Ok(piece),
+            Ok(Err(error)) => Err(OriginError::unavailable(host, describe(error))),
+            Err(_) => Err(OriginError::unavailable(host, format!("no bytes within {idle:?}"))),
+        }
+    }
+}
+
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut body = f.debug_struct("Body");
+        body.field("host", &self.host).field("size", &self.size).field("remaining", &self.remaining).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,141 @@
+//! Refusals, overload, silence, and wrong turns.
+
+use super::*;
+use std::sync::atomic::AtomicUsize;
+
+/// Gives `first` to the first `times` requests, the blob to all after.
+async fn after(times: usize, first: Reply) -> Server {
+    let number = AtomicUsize::new(0);
+    Server::start(move |_, _| if number.fetch_add(1, Ordering::Relaxed) < times { first.clone() } else { Reply::ok(BLOB) }).await
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_not_asked_for_again() {
+    let server = after(1, Reply::status(404)).await;
+    let missing = fetch(&client(), &blob(&server), 0).await;
+    assert_eq!(missing.unwrap_err(), OriginError::NotFound { host: server.url.replace("http://", "") });
+    assert_eq!(server.seen().len(), 1);
+}
+
+#[tokio::test]
+async fn passing_failures_are_tried_three_times() {
+    for passing in [Reply::status(500), Reply::status(502), Reply::status(503), Reply::status(429), Reply::Raw(Vec::new())] {
+        let server = after(2, passing.clone()).await;
+        let client = client();
+        assert_eq!(fetch(&client, &blob(&server), 0).await.unwrap(), BLOB);
+        assert_eq!((count(&client.counters().blob_gets), count(&client.counters().retries)), (3, 2));
+    }
+    let server = after(3, Reply::status(500)).await;
+    assert_unavailable(fetch(&client(), &blob(&server), 0).await, "answered 500");
+    assert_eq!(server.seen().len(), 3);
+}
+
+#[tokio::test]
+async fn retry_after_is_honoured_if_it_fits_and_otherwise_reported_at_once() {
+    for status in [429, 503] {
+        let server = after(1, Reply::status(status).with("Retry-After", "0")).await;
+        assert_eq!(fetch(&client(), &blob(&server), 0).await.unwrap(), BLOB);
+        for later in ["3600", "Wed, 21 Oct 2099 07:28:00 GMT"] {
+            let server = after(1, Reply::status(status).with("Retry-After", later)).await;
+            let limited = fetch(&client(), &blob(&server), 0).await;
+            assert!(matches!(limited, Err(OriginError::RateLimited { .. })), "{limited:?}");
+            assert_eq!(server.seen().len(), 1);
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_origin_that_is_not_there_is_unavailable() {
+    let server = Server::start(|_, _| Reply::ok(BLOB)).await;
+    let source = blob(&server);
+    let port = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let settings = UpstreamSettings::new("gone", format!("http://127.0.0.1:{port}").parse().unwrap());
+    let gone = Source { upstream: Arc::new(Upstream::new(settings).unwrap()), ..source };
+    assert_unavailable(fetch(&client(), &gone, 0).await, "cannot connect");
+}
+
+#[tokio::test]
+async fn silence_before_the_headers_meets_its_deadline() {
+    let server = after(usize::MAX, Reply::Stall(b"HTTP/1.1 200 OK\r\n".to_vec())).await;
+    let client = Origin::new(hasty(), Vec::new());
+    assert_unavailable(fetch(&client, &blob(&server), 0).await, "no response headers");
+    assert_eq!(count(&client.counters().retries), 2);
+}
+
+#[tokio::test]
+async fn the_whole_call_meets_its_deadline_whatever_each_step_may_take() {
+    let server = after(usize::MAX, Reply::Stall(Vec::new())).await;
+    let timeouts = OriginTimeouts { open: Duration::from_millis(100), ..patient() };
+    assert_unavailable(fetch(&Origin::new(timeouts, Vec::new()), &blob(&server), 0).await, "no answer within the deadline");
+    // The manifest body belongs to the call if its size is not known.
+    let server = after(usize::MAX, Reply::Stall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec())).await;
+    assert_unavailable(fetch(&Origin::new(timeouts, Vec::new()), &manifest(&server), 0).await, "within the deadline");
+}
+
+#[tokio::test]
+async fn silence_within_a_body_meets_its_deadline() {
+    let server = after(usize::MAX, Reply::Stall(b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n01234".to_vec())).await;
+    let timeouts = OriginTimeouts { idle: Duration::from_millis(100), ..patient() };
+    let mut body = Origin::new(timeouts, Vec::new()).open(&blob(&server), &digest(), 0).await.unwrap();
+    assert_eq!(body.next().await.unwrap().unwrap(), "01234");
+    assert_unavailable(body.next().await, "no bytes within");
+}
+
+#[tokio::test]
+async fn a_redirect_loop_ends_after_five() {
+    let server = Server::start(|_, _| Reply::redirect("/again")).await;
+    let client = client();
+    assert_protocol(fetch(&client, &blob(&server), 0).await, "more than 5 redirects");
+    assert_eq!((server.seen().len(), count(&client.counters().blob_gets)), (6, 1));
+    let server = Server::start(|_, _| Reply::status(302)).await;
+    assert_protocol(fetch(&client, &blob(&server), 0).await, "Location");
+}
+
+#[tokio::test]
+async fn a_pre_signed_url_that_ran_out_is_asked_of_the_registry_again() {
+    let store = after(1, Reply::status(403)).await;
+    let to = store.url.clone();
+    let server = Server::start(move |_, _| Reply::redirect(&to)).await;
+    assert_eq!(fetch(&client(), &blob(&server), 0).await.unwrap(), BLOB);
+    assert_eq!((store.seen().len(), server.seen().len()), (2, 2));
+}
+
+#[tokio::test]
+async fn redirects_into_the_link_or_to_other_schemes_are_refused() {
+    for target in ["http://169.254.169.254/latest", "http://[fe80::1]/", "file:///etc/passwd", "ftp://127.0.0.1/", "http://u:p@127.0.0.1/"]
+    {
+        let server = Server::start(move |_, _| Reply::redirect(target)).await;
+        assert_protocol(fetch(&client(), &blob(&server), 0).await, "refused to follow");
+        assert_eq!(server.seen().len(), 1, "a refusal is final");
+    }
+}
+
+#[tokio::test]
+async fn a_public_registry_cannot_lead_to_a_name_on_loopback() {
+    let server = Server::start(|_, _| Reply::ok(BLOB)).await;
+    let public = Upstream::new(UpstreamSettings::new("public", "http://registry.example.com".parse().unwrap())).unwrap();
+    let url: url::Url = server.url.replace("127.0.0.1", "localhost").parse().unwrap();
+    assert_eq!(public.permit(&url), Ok(()), "the text alone is no reason");
+    let error = public.client(&url).get(url.clone()).send().await.unwrap_err();
+    assert_protocol(Err::<(), _>(error::Failure::transport("registry.example.com", error).error), "refused to follow to localhost");
+    assert_eq!(server.seen().len(), 0);
+}
+
+#[tokio::test]
+async fn a_certificate_is_trusted_by_the_ca_file_of_its_upstream_only() {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let ca_file = directory.path().join("ca.pem");
+    std::fs::write(&ca_file, made.cert.pem()).unwrap();
+    let key = rustls::pki_types::PrivatePkcs8KeyDer::from(made.key_pair.serialize_der());
+    let tls = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
+    let tls = tls.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
+    let server = Server::start_tls(tls.with_single_cert(vec![made.cert.der().clone()], key.into()).unwrap(), |_, _| Reply::ok(BLOB)).await;
+    let trusting = UpstreamSettings { ca_file: Some(ca_file), ..settings(&server) };
+    assert_eq!(fetch(&client(), &blob_of(Arc::new(Upstream::new(trusting).unwrap())), 0).await.unwrap(), BLOB);
+    // Without it there is no client at all on a machine without CA certificates, and no connection on any other.
+    if let Ok(wary) = Upstream::new(settings(&server)) {
+        assert_unavailable(fetch(&client(), &blob_of(Arc::new(wary)), 0).await, "certificate");
+    }
+    assert_eq!(server.seen().len(), 1);
+}

@@ -1,0 +1,165 @@
+//! Content for tests: what the node and the origin would answer, written down.
+
+use std::{
+    collections::HashMap,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::{
+    FutureExt as _, StreamExt as _,
+    future::{self, BoxFuture},
+    stream,
+};
+use shoal_proto::digest::{Algorithm, Digest};
+
+use super::content::{Content, Opened, TagQuestion};
+use crate::{
+    node::{OpenError, Want},
+    origin::{Kind, OriginError, Resolved, Source, Upstream},
+};
+
+/// Bytes in each item of a body, so that bodies come in several.
+const PART_BYTES: usize = 7;
+
+/// An upstream of that name, for the allow-list.
+pub(super) fn upstream(name: &str) -> Arc<Upstream> {
+    let url = url::Url::parse("http://127.0.0.1:9").expect("a URL");
+    Arc::new(Upstream::new(crate::origin::UpstreamSettings::new(name, url)).expect("a plain upstream"))
+}
+
+/// Answers from what it was given, and counts what it was asked.
+#[derive(Debug, Default)]
+pub(super) struct Fake {
+    content: HashMap<Digest, Bytes>,
+    sealed: bool,
+    tags: HashMap<String, Resolved>,
+    any_tag: Option<Resolved>,
+    silent: bool,
+    breaks_at: Option<usize>,
+    open_error: Option<OpenError>,
+    origin_error: Option<OriginError>,
+    /// Questions about tags.
+    pub(super) resolved: AtomicU64,
+    /// Opened blobs.
+    pub(super) opened: AtomicU64,
+    /// Offset of the last one.
+    pub(super) offset: AtomicU64,
+    /// Questions about sizes.
+    pub(super) sized: AtomicU64,
+}
+
+impl Fake {
+    pub(super) fn with_content(mut self, bytes: &[u8]) -> Self {
+        self.content.insert(Digest::of(Algorithm::Sha256, bytes), Bytes::copy_from_slice(bytes));
+        self
+    }
+
+    /// All content is in the store.
+    pub(super) fn sealed(mut self) -> Self {
+        self.sealed = true;
+        self
+    }
+
+    /// A tag of `manifest`, as an OCI index.
+    pub(super) fn with_tag(mut self, tag: &str, manifest: &[u8]) -> Self {
+        self.tags.insert(tag.to_owned(), index(manifest));
+        self.with_content(manifest)
+    }
+
+    pub(super) fn with_any_tag(mut self, manifest: &[u8]) -> Self {
+        self.any_tag = Some(index(manifest));
+        self
+    }
+
+    /// Never answers anything.
+    pub(super) fn silent(mut self) -> Self {
+        self.silent = true;
+        self
+    }
+
+    /// Every body breaks at this byte of the blob.
+    pub(super) fn breaking_at(mut self, offset: usize) -> Self {
+        self.breaks_at = Some(offset);
+        self
+    }
+
+    pub(super) fn refusing(mut self, error: OpenError) -> Self {
+        self.open_error = Some(error);
+        self
+    }
+
+    pub(super) fn origin_failing(mut self, error: OriginError) -> Self {
+        self.origin_error = Some(error);
+        self
+    }
+
+    pub(super) fn shared(self) -> Arc<Self> {
+        Arc::new(self)
+    }
+
+    fn say<T: Send + 'static>(&self, answer: T) -> BoxFuture<'static, T> {
+        if self.silent { future::pending().boxed() } else { future::ready(answer).boxed() }
+    }
+}
+
+fn index(manifest: &[u8]) -> Resolved {
+    Resolved {
+        digest: Digest::of(Algorithm::Sha256, manifest),
+        size: manifest.len() as u64,
+        media_type: String::from("application/vnd.oci.image.index.v1+json"),
+    }
+}
+
+fn unknown(host: &str) -> OriginError {
+    OriginError::NotFound { host: host.to_owned() }
+}
+
+impl Content for Fake {
+    fn sealed_size(&self, digest: &Digest) -> Option<u64> {
+        self.content.get(digest).filter(|_| self.sealed).map(|bytes| bytes.len() as u64)
+    }
+
+    fn open(&self, want: Want, offset: u64, _deadline: Duration) -> BoxFuture<'static, Result<Opened, OpenError>> {
+        self.opened.fetch_add(1, Relaxed);
+        self.offset.store(offset, Relaxed);
+        if let Some(error) = self.open_error.clone() {
+            return self.say(Err(error));
+        }
+        let breaks_at = self.breaks_at.unwrap_or(usize::MAX);
+        let opened = self.content.get(&want.digest).cloned().map(|bytes| {
+            Opened::new(bytes.len() as u64, move |range| {
+                let (start, end) = (usize::try_from(range.start).unwrap_or(0), usize::try_from(range.end).unwrap_or(0));
+                let good = bytes.slice(start..end.min(breaks_at.max(start)));
+                let broken = (end > breaks_at).then(|| Err(io::Error::other("corrupt")));
+                let parts: Vec<_> = good.chunks(PART_BYTES).map(|part| Ok(Bytes::copy_from_slice(part))).collect();
+                stream::iter(parts.into_iter().chain(broken)).boxed()
+            })
+        });
+        self.say(opened.ok_or_else(|| unknown(&want.source.upstream.name).into()))
+    }
+
+    fn size(&self, source: Source, digest: Digest) -> BoxFuture<'static, Result<u64, OriginError>> {
+        assert_eq!(source.kind, Kind::Blob, "manifests are small enough to be opened");
+        self.sized.fetch_add(1, Relaxed);
+        if let Some(error) = self.origin_error.clone() {
+            return self.say(Err(error));
+        }
+        let size = self.content.get(&digest).map(|bytes| bytes.len() as u64);
+        self.say(size.ok_or_else(|| unknown(&source.upstream.name)))
+    }
+
+    fn resolve(&self, question: TagQuestion) -> BoxFuture<'static, Result<Resolved, OriginError>> {
+        self.resolved.fetch_add(1, Relaxed);
+        if let Some(error) = self.origin_error.clone() {
+            return self.say(Err(error));
+        }
+        let resolved = self.tags.get(&question.tag).or(self.any_tag.as_ref()).cloned();
+        self.say(resolved.ok_or_else(|| unknown(&question.upstream.name)))
+    }
+}

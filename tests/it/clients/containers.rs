@@ -1,0 +1,164 @@
+//! podman, skopeo and buildah: one library, pointed at the daemon by `registries.conf`.
+
+use std::{fs, path::Path, process::Command};
+
+use shoal_tests::{
+    daemon::Daemon,
+    image::{Image, ImageSpec},
+    layout::Format,
+    process::must,
+    registry::DockerRegistry,
+    tools::available,
+};
+use tempfile::TempDir;
+
+use super::{registry_with, tagged};
+use crate::{MIB, REPOSITORY, settings};
+
+/// A registry, a daemon before it, and the configuration of the clients.
+struct Stage {
+    registry: DockerRegistry,
+    image: Image,
+    daemon: Daemon,
+    directory: TempDir,
+}
+
+impl Stage {
+    async fn set(seed: u64) -> Self {
+        let (registry, image) = registry_with(seed).await;
+        let daemon = Daemon::start(settings(&registry.url())).await;
+        let directory = tempfile::tempdir().unwrap();
+        let text = format!(
+            "[[registry]]\nprefix = \"origin.test\"\nlocation = \"{}\"\ninsecure = true\n\
+             [[registry.mirror]]\nlocation = \"{}/origin.test\"\ninsecure = true\n",
+            registry.address(),
+            daemon.registry()
+        );
+        fs::write(directory.path().join("registries.conf"), text).unwrap();
+        fs::write(directory.path().join("policy.json"), r#"{"default":[{"type":"insecureAcceptAnything"}]}"#).unwrap();
+        Self { registry, image, daemon, directory }
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// podman or buildah with storage of their own that starts empty.
+    fn with_storage(&self, program: &str, storage: &str) -> Command {
+        let mut command = Command::new(program);
+        command.env("CONTAINERS_REGISTRIES_CONF", self.path("registries.conf"));
+        command.env("REGISTRIES_CONFIG_PATH", self.path("registries.conf"));
+        command.env("XDG_RUNTIME_DIR", self.directory.path()).env("TMPDIR", self.directory.path());
+        command.arg("--root").arg(self.path(storage)).arg("--runroot").arg(self.path(&format!("{storage}-run")));
+        command.args(["--storage-driver", "vfs"]);
+        if program == "podman" {
+            command.args(["--cgroup-manager", "cgroupfs", "--events-backend", "none"]);
+            command.arg("--tmpdir").arg(self.path("podman-tmp"));
+        }
+        command
+    }
+
+    async fn pull(&self, program: &str, storage: &str, image: &str) {
+        let mut command = self.with_storage(program, storage);
+        command.args(["pull", "--quiet", "--signature-policy"]).arg(self.path("policy.json")).arg(image);
+        must(command).await;
+    }
+
+    fn skopeo(&self) -> Command {
+        let mut command = Command::new("skopeo");
+        command.arg("--registries-conf").arg(self.path("registries.conf"));
+        command.arg("--policy").arg(self.path("policy.json")).args(["copy", "--quiet"]);
+        command
+    }
+
+    /// What left the origin since it was last forgotten must be each blob of one platform once, for the daemon.
+    fn each_blob_left_once_for_the_daemon(&self) {
+        let gets = self.registry.blob_gets();
+        assert!(gets.iter().all(|get| !agent_is_client(&get.agent)), "{gets:?}");
+        for blob in self.image.native().blobs() {
+            let of_it: u64 = gets.iter().filter(|get| get.path.contains(&blob.digest)).map(|get| get.bytes).sum();
+            assert_eq!(of_it, blob.size(), "{gets:?}");
+        }
+    }
+}
+
+fn agent_is_client(agent: &str) -> bool {
+    ["containers/", "skopeo", "podman", "buildah", "Go-http-client"].iter().any(|name| agent.contains(name))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn podman_pulls_a_tag_through_the_daemon_and_without_it() {
+    if !available(&["podman", "docker-registry", "skopeo"], true) {
+        return;
+    }
+    let mut stage = Stage::set(720).await;
+    stage.pull("podman", "one", &tagged("v1")).await;
+    stage.each_blob_left_once_for_the_daemon();
+    stage.registry.forget();
+    stage.pull("podman", "two", &format!("origin.test/{REPOSITORY}@{}", stage.image.index.digest)).await;
+    assert_eq!(stage.registry.accesses(), [], "warm and by digest");
+    stage.daemon.kill();
+    stage.pull("podman", "three", &tagged("v1")).await;
+    assert_eq!(stage.registry.blob_gets().len(), stage.image.native().blobs().count(), "from the origin itself");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn buildah_pulls_through_the_daemon() {
+    if !available(&["buildah", "docker-registry", "skopeo"], true) {
+        return;
+    }
+    let stage = Stage::set(721).await;
+    stage.pull("buildah", "one", &tagged("v1")).await;
+    stage.each_blob_left_once_for_the_daemon();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn skopeo_copies_the_same_image_by_mirror_and_by_path() {
+    if !available(&["docker-registry", "skopeo"], false) {
+        return;
+    }
+    let stage = Stage::set(722).await;
+    let mut by_mirror = stage.skopeo();
+    by_mirror.arg(format!("docker://{}", tagged("v1"))).arg(format!("dir:{}", stage.path("mirror").display()));
+    must(by_mirror).await;
+    stage.each_blob_left_once_for_the_daemon();
+    let mut by_path = stage.skopeo();
+    by_path.arg("--src-tls-verify=false");
+    by_path.arg(format!("docker://{}/origin.test/{REPOSITORY}:v1", stage.daemon.registry()));
+    by_path.arg(format!("dir:{}", stage.path("path").display()));
+    must(by_path).await;
+    assert_eq!(files(&stage.path("mirror")), files(&stage.path("path")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn skopeo_copies_all_platforms_and_docker_manifests_unchanged() {
+    if !available(&["docker-registry", "skopeo"], false) {
+        return;
+    }
+    let stage = Stage::set(723).await;
+    let plain = ImageSpec::new(724, &[MIB, 10]).plain().build();
+    stage.registry.push(&plain, Format::Oci, REPOSITORY, "plain").await;
+    stage.registry.push(&stage.image, Format::DockerV2s2, REPOSITORY, "docker").await;
+    for tag in ["v1", "plain", "docker"] {
+        let mut through = stage.skopeo();
+        through.args(["--all", "--preserve-digests"]).arg(format!("docker://{}", tagged(tag)));
+        through.arg(format!("dir:{}", stage.path(&format!("through-{tag}")).display()));
+        must(through).await;
+        let mut direct = stage.skopeo();
+        direct.args(["--all", "--preserve-digests", "--src-tls-verify=false"]);
+        direct.arg(format!("docker://{}/{REPOSITORY}:{tag}", stage.registry.address()));
+        direct.arg(format!("dir:{}", stage.path(&format!("direct-{tag}")).display()));
+        must(direct).await;
+        assert_eq!(
+            files(&stage.path(&format!("through-{tag}"))),
+            files(&stage.path(&format!("direct-{tag}"))),
+            "{tag}"
+        );
+    }
+}
+
+/// Names and contents of the files of a directory.
+fn files(directory: &Path) -> std::collections::BTreeMap<String, Vec<u8>> {
+    let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap());
+    entries.map(|entry| (entry.file_name().to_string_lossy().into_owned(), fs::read(entry.path()).unwrap())).collect()
+}
