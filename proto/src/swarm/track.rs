@@ -1,5 +1,7 @@
 //! A fetch and its trackers: joining, heartbeats, the next tracker when one is silent, and the rationed fallback.
 
+use std::time::Duration;
+
 use rand::RngExt;
 
 use super::{Context, Output, fetch::Fetch};
@@ -10,6 +12,10 @@ use crate::{
     time::Time,
     wire::{Epoch, Join, Message, Standing},
 };
+
+/// A fetch that gets nothing for so long looks whether its tracker is alive. The first that joins becomes the lease
+/// holder, most often the tracker itself, so the two die together, long before the connection is found dead.
+const HUNGER: Duration = Duration::from_millis(500);
 
 /// Where a fetch stands with its trackers.
 #[derive(Debug, Default)]
@@ -29,8 +35,8 @@ enum State {
     Locating { since: Time },
     /// A tracker was asked, or is being dialled.
     Joining { since: Time },
-    /// A tracker answered; the next heartbeat follows the last one.
-    Joined { beat: Time },
+    /// A tracker answered; the next heartbeat follows the last one. Heartbeats are answered too: one may still be open.
+    Joined { beat: Time, unanswered: Option<Time> },
     /// No tracker answers; the origin is used from then on.
     Fallback { due: Time },
     /// The whole blob is here and the tracker shall know.
@@ -60,12 +66,19 @@ impl Tracking {
         self.trackers.get(self.at).copied()
     }
 
-    pub(super) fn deadline(&self, leased: bool, limits: &Limits) -> Option<Time> {
+    /// `progressed`: when the fetch last got anything.
+    pub(super) fn deadline(&self, leased: bool, progressed: Time, limits: &Limits) -> Option<Time> {
         match self.state {
             State::Idle | State::Completing => None,
             State::Locating { since } => Some(since + limits.join_timeout * 3),
             State::Joining { since } => Some(since + limits.join_timeout),
-            State::Joined { beat } => Some(beat + if leased { limits.lease_heartbeat } else { limits.heartbeat }),
+            State::Joined { beat, unanswered } => {
+                let hungry = progressed + HUNGER;
+                let early = hungry.max(beat + limits.lease_heartbeat);
+                let next = if leased { beat + limits.lease_heartbeat } else { early.min(beat + limits.heartbeat) };
+                let silent = unanswered.map(|since| hungry.max(since + limits.join_timeout));
+                Some(silent.map_or(next, |silent| silent.min(next)))
+            }
             State::Fallback { due } => Some(due),
         }
     }
@@ -156,7 +169,7 @@ impl Fetch {
     }
 
     pub(super) fn track_due(&mut self, cx: &mut Context<'_>) {
-        let due = self.tracking.deadline(self.lease.is_some(), cx.limits).is_some_and(|due| due <= cx.now);
+        let due = self.tracking.deadline(self.lease.is_some(), self.progressed, cx.limits).is_some_and(|due| due <= cx.now);
         if !due {
             return;
         }
@@ -164,8 +177,13 @@ impl Fetch {
             State::Idle | State::Completing => {}
             State::Locating { .. } => self.join(cx),
             State::Joining { .. } => self.next_tracker(cx),
-            State::Joined { .. } => {
-                self.tracking.state = State::Joined { beat: cx.now };
+            State::Joined { unanswered: Some(since), .. }
+                if since + cx.limits.join_timeout <= cx.now && self.progressed + HUNGER <= cx.now =>
+            {
+                self.next_tracker(cx);
+            }
+            State::Joined { unanswered, .. } => {
+                self.tracking.state = State::Joined { beat: cx.now, unanswered: unanswered.or(Some(cx.now)) };
                 self.heartbeat(cx);
             }
             State::Fallback { .. } => {
@@ -187,9 +205,12 @@ impl Fetch {
         if !self.tracking.is_at(peer) || !self.is_fetching() {
             return;
         }
-        if !matches!(self.tracking.state, State::Joined { .. }) {
-            self.tracking.state = State::Joined { beat: cx.now };
-        }
+        self.tracking.state = match self.tracking.state {
+            State::Joined { beat, .. } => State::Joined { beat, unanswered: None },
+            State::Idle | State::Locating { .. } | State::Joining { .. } | State::Fallback { .. } | State::Completing => {
+                State::Joined { beat: cx.now, unanswered: None }
+            }
+        };
         for contact in peers {
             self.meet(cx, *contact);
         }
@@ -228,7 +249,7 @@ impl Fetch {
 
 /// A random wait, most often near the end of the window: of many nodes that draw one, few draw an early one, and the
 /// others then find them (truncated exponential, after Nonnenmacher and Biersack's feedback suppression).
-fn fallback_wait(cx: &mut Context<'_>) -> std::time::Duration {
+fn fallback_wait(cx: &mut Context<'_>) -> Duration {
     const STEEPNESS: f64 = 10.0;
     let uniform: f64 = cx.rng.random();
     let share = (uniform * STEEPNESS.exp_m1()).ln_1p() / STEEPNESS;
