@@ -33,8 +33,10 @@ enum State {
     Idle,
     /// The DHT was asked.
     Locating { since: Time },
-    /// A tracker was asked, or is being dialled.
+    /// The first tracker was asked, or is being dialled.
     Joining { since: Time },
+    /// It was silent; all the others were asked at once.
+    Asking { since: Time },
     /// A tracker answered; the next heartbeat follows the last one. Heartbeats are answered too: one may still be open.
     Joined { beat: Time, unanswered: Option<Time> },
     /// No tracker answers; the origin is used from then on.
@@ -62,6 +64,13 @@ impl Tracking {
         self.trackers.iter().any(|contact| contact.peer == peer)
     }
 
+    /// Makes the peer the tracker, if it is one of them.
+    fn turn_to(&mut self, peer: PeerId) {
+        if let Some(at) = self.trackers.iter().position(|contact| contact.peer == peer) {
+            self.at = at;
+        }
+    }
+
     fn tracker(&self) -> Option<Contact> {
         self.trackers.get(self.at).copied()
     }
@@ -71,7 +80,7 @@ impl Tracking {
         match self.state {
             State::Idle | State::Completing => None,
             State::Locating { since } => Some(since + limits.join_timeout * 3),
-            State::Joining { since } => Some(since + limits.join_timeout),
+            State::Joining { since } | State::Asking { since } => Some(since + limits.join_timeout),
             State::Joined { beat, unanswered } => {
                 let hungry = progressed + HUNGER;
                 let early = hungry.max(beat + limits.lease_heartbeat);
@@ -98,6 +107,8 @@ impl Fetch {
             return;
         }
         trackers.truncate(cx.limits.trackers_max);
+        // Those that did not answer a moment ago come last, so that not every fetch waits for them anew.
+        trackers.sort_by_key(|contact| cx.is_silent(contact.peer));
         self.tracking.trackers = trackers;
         self.tracking.at = 0;
         self.join(cx);
@@ -110,11 +121,10 @@ impl Fetch {
         }
     }
 
-    /// Asks the tracker whose turn it is; without one left, prepares the fallback.
+    /// Asks the first tracker; without any, prepares the fallback.
     fn join(&mut self, cx: &mut Context<'_>) {
         let Some(tracker) = self.tracking.tracker() else {
-            let due = cx.now + fallback_wait(cx);
-            self.tracking.state = State::Fallback { due };
+            self.fall_back(cx);
             return;
         };
         self.tracking.state = State::Joining { since: cx.now };
@@ -123,9 +133,29 @@ impl Fetch {
         }
     }
 
+    /// Gives the tracker up and asks all the others at once: whoever answers first is the new one. Should two give the
+    /// lease to two nodes, the holders' heartbeats to all trackers settle it.
     fn next_tracker(&mut self, cx: &mut Context<'_>) {
-        self.tracking.at += 1;
-        self.join(cx);
+        if let Some(tracker) = self.tracking.tracker() {
+            cx.note_silent(tracker.peer);
+        }
+        let others: Vec<Contact> = self.tracking.trackers.iter().skip(self.tracking.at + 1).copied().collect();
+        self.tracking.at = self.tracking.trackers.len();
+        if others.is_empty() {
+            self.fall_back(cx);
+            return;
+        }
+        self.tracking.state = State::Asking { since: cx.now };
+        for tracker in others {
+            if cx.reach(tracker) {
+                self.send_join(cx, tracker.peer);
+            }
+        }
+    }
+
+    fn fall_back(&mut self, cx: &mut Context<'_>) {
+        let due = cx.now + fallback_wait(cx);
+        self.tracking.state = State::Fallback { due };
     }
 
     fn send_join(&self, cx: &mut Context<'_>, tracker: PeerId) {
@@ -177,6 +207,7 @@ impl Fetch {
             State::Idle | State::Completing => {}
             State::Locating { .. } => self.join(cx),
             State::Joining { .. } => self.next_tracker(cx),
+            State::Asking { .. } => self.fall_back(cx),
             State::Joined { unanswered: Some(since), .. }
                 if since + cx.limits.join_timeout <= cx.now && self.progressed + HUNGER <= cx.now =>
             {
@@ -202,12 +233,20 @@ impl Fetch {
         lease: Option<Epoch>,
         served: bool,
     ) {
+        if matches!(self.tracking.state, State::Asking { .. }) {
+            self.tracking.turn_to(peer);
+        }
         if !self.tracking.is_at(peer) || !self.is_fetching() {
             return;
         }
         self.tracking.state = match self.tracking.state {
             State::Joined { beat, .. } => State::Joined { beat, unanswered: None },
-            State::Idle | State::Locating { .. } | State::Joining { .. } | State::Fallback { .. } | State::Completing => {
+            State::Idle
+            | State::Locating { .. }
+            | State::Joining { .. }
+            | State::Asking { .. }
+            | State::Fallback { .. }
+            | State::Completing => {
                 State::Joined { beat: cx.now, unanswered: None }
             }
         };
@@ -223,8 +262,9 @@ impl Fetch {
     pub(super) fn track_connected(&mut self, cx: &mut Context<'_>, peer: PeerId) {
         match self.tracking.state {
             State::Joining { .. } | State::Joined { .. } if self.tracking.is_at(peer) => self.send_join(cx, peer),
-            State::Completing if self.tracking.includes(peer) => self.send_join(cx, peer),
+            State::Completing | State::Asking { .. } if self.tracking.includes(peer) => self.send_join(cx, peer),
             State::Joining { .. }
+            | State::Asking { .. }
             | State::Joined { .. }
             | State::Completing
             | State::Idle
