@@ -199,7 +199,8 @@ impl Fetch {
     }
 
     pub(super) fn track_due(&mut self, cx: &mut Context<'_>) {
-        let due = self.tracking.deadline(self.lease.is_some(), self.progressed, cx.limits).is_some_and(|due| due <= cx.now);
+        let due =
+            self.tracking.deadline(self.lease.is_some(), self.progressed, cx.limits).is_some_and(|due| due <= cx.now);
         if !due {
             return;
         }
@@ -246,9 +247,7 @@ impl Fetch {
             | State::Joining { .. }
             | State::Asking { .. }
             | State::Fallback { .. }
-            | State::Completing => {
-                State::Joined { beat: cx.now, unanswered: None }
-            }
+            | State::Completing => State::Joined { beat: cx.now, unanswered: None },
         };
         for contact in peers {
             self.meet(cx, *contact);
