@@ -30,12 +30,12 @@ use tokio::{
     time::timeout,
 };
 
-pub use self::{parts::Parts, read::Blob};
 use self::{
     driver::Command,
     flight::{Flight, Progress},
     read::Watch,
 };
+pub use self::{parts::Parts, read::Blob};
 use crate::{
     origin::{OriginError, Source},
     store::Store,

@@ -14,7 +14,13 @@ use shoal_proto::{
 use tokio::{runtime::Handle, sync::watch};
 
 use crate::{
-    dht::Dht, metrics::Metrics, node::{Node, NodeFetch}, origin::Origin, quic::DataPlane, registry::Registry, store::Store,
+    dht::Dht,
+    metrics::Metrics,
+    node::{Node, NodeFetch},
+    origin::Origin,
+    quic::DataPlane,
+    registry::Registry,
+    store::Store,
 };
 
 /// Where the parts of a status come from.
@@ -64,22 +70,21 @@ impl Reporter {
 
     /// Everybody that discovery knows, with the figures of those that the data plane is connected to.
     async fn peers(&self) -> Vec<PeerStatus> {
-        let mut peers: Vec<PeerStatus> = self.plane.connected().into_iter().map(|peer| PeerStatus {
-            name: peer.peer.into(),
-            address: peer.address,
-            rtt_ms: peer.rtt.as_secs_f64() * 1000.0,
-            bytes_in: peer.bytes_in,
-            bytes_out: peer.bytes_out,
-        })
-        .collect();
+        let mut peers: Vec<PeerStatus> = self
+            .plane
+            .connected()
+            .into_iter()
+            .map(|peer| PeerStatus {
+                name: peer.peer.into(),
+                address: peer.address,
+                rtt_ms: peer.rtt.as_secs_f64() * 1000.0,
+                bytes_in: peer.bytes_in,
+                bytes_out: peer.bytes_out,
+            })
+            .collect();
         for known in self.dht.peers().await {
-            let status = PeerStatus {
-                name: known.peer.into(),
-                address: known.address,
-                rtt_ms: 0.0,
-                bytes_in: 0,
-                bytes_out: 0,
-            };
+            let status =
+                PeerStatus { name: known.peer.into(), address: known.address, rtt_ms: 0.0, bytes_in: 0, bytes_out: 0 };
             if !peers.iter().any(|peer| peer.name == status.name) {
                 peers.push(status);
             }

@@ -149,9 +149,9 @@ impl Driver {
         let (parts, facts) = (Arc::clone(&self.parts), self.facts.clone());
         self.tasks.spawn(async move {
             match read_chunk(file, chunk).await {
-                Ok(bytes) => {
-                    let count = bytes.len() as u64;
-                    match asked.reply.send(vec![bytes]).await {
+                Ok(pieces) => {
+                    let count = pieces.iter().map(|piece| piece.len() as u64).sum();
+                    match asked.reply.send(pieces).await {
                         Ok(()) => {
                             parts.metrics.bytes_to_peers.inc_by(count);
                         }
@@ -311,11 +311,11 @@ pub(super) async fn partial_of(job: &Job) -> Option<PartialBlob> {
     made.clone().flatten()
 }
 
-async fn read_chunk(file: Option<BlobFile>, chunk: ChunkIndex) -> std::io::Result<Bytes> {
+async fn read_chunk(file: Option<BlobFile>, chunk: ChunkIndex) -> std::io::Result<Vec<Bytes>> {
     let file = file.ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotFound))?;
     let layout = Layout::new(file.size()).ok_or_else(|| std::io::Error::from(std::io::ErrorKind::InvalidData))?;
     let range = layout.range(chunk);
-    let read = move || file.read(range.start, (range.end - range.start) as usize);
+    let read = move || file.read_pieces(range.start, (range.end - range.start) as usize);
     spawn_blocking(read).await.map_err(std::io::Error::other)?
 }
 
