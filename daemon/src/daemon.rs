@@ -100,7 +100,9 @@ pub enum BuildError {
         source: io::Error,
     },
     /// Peers could reach this node, but nothing keeps strangers out.
-    #[error("p2p_listen is {0}, which others can reach: set secret_file (make one with `shoal key generate`), or listen on 127.0.0.1")]
+    #[error(
+        "p2p_listen is {0}, which others can reach: set secret_file (make one with `shoal key generate`), or listen on 127.0.0.1"
+    )]
     NeedsSecret(SocketAddr),
 }
 
@@ -129,7 +131,8 @@ impl Daemon {
         let identity = Identity::load_or_create(&config.data_dir.join("node.key"))?;
         let metrics = Arc::new(Metrics::new());
         let download = Bucket::optional(config.limits.download);
-        let origin = Origin::new(OriginTimeouts::default(), vec![Bucket::optional(config.limits.origin), download.clone()]);
+        let origin =
+            Origin::new(OriginTimeouts::default(), vec![Bucket::optional(config.limits.origin), download.clone()]);
         let (events, events_in) = mpsc::channel(EVENTS_MAX);
         let (dht, plane) = bind_p2p(&config, &identity, &secret, download, events).await?;
         let shutdown = CancellationToken::new();

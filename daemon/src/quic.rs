@@ -64,7 +64,14 @@ impl DataPlaneConfig {
     /// A configuration without caps.
     #[must_use]
     pub fn new(listen: SocketAddr, identity: Identity, secret: Secret) -> Self {
-        Self { listen, identity, secret, upload: None, download: Bucket::optional(None), connections: Self::CONNECTIONS }
+        Self {
+            listen,
+            identity,
+            secret,
+            upload: None,
+            download: Bucket::optional(None),
+            connections: Self::CONNECTIONS,
+        }
     }
 }
 

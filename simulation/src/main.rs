@@ -1,10 +1,6 @@
 //! `shoal-sim`: runs plans of the simulation.
 
-use std::{
-    io::Write,
-    process::ExitCode,
-    time::Instant,
-};
+use std::{io::Write, process::ExitCode, time::Instant};
 
 use clap::{Parser, Subcommand};
 use shoal_simulation::{Plan, PlanError, Report, World, plan};
@@ -58,7 +54,8 @@ fn main() -> ExitCode {
             Err(error) => (format!("shoal-sim: {error}\n"), ExitCode::from(64)),
             Ok(report) => {
                 let code = if report.is_met() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
-                let text = if json { serde_json::to_string(&report).unwrap_or_default() + "\n" } else { report.to_string() };
+                let text =
+                    if json { serde_json::to_string(&report).unwrap_or_default() + "\n" } else { report.to_string() };
                 (text, code)
             }
         },
