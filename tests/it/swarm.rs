@@ -10,7 +10,11 @@ use shoal_tests::{
     origin::OriginDouble,
 };
 
-use crate::{MIB, REPOSITORY, blob_path, manifest_path, origin_with, settings};
+use crate::{
+    MIB, REPOSITORY, blob_path,
+    crash::{rot, wait_for_bytes},
+    manifest_path, origin_with, settings,
+};
 
 /// How long a transfer of these tests may take before something is wrong.
 const TRANSFER: Duration = Duration::from_secs(60);
@@ -150,7 +154,8 @@ async fn a_peer_whose_disk_rotted_does_no_harm() {
     let mut cluster = Cluster::start(settings(&origin.url()), 3).await;
     let layer = image.native().layers[0].clone();
     pull(&cluster.nodes[0], &image).await;
-    crate::crash::rot(&cluster.nodes[0].data(), &layer.digest, 3 * MIB);
+    wait_for_bytes(&cluster.nodes[0], &layer, u64::MAX).await;
+    rot(&cluster.nodes[0].data(), &layer.digest, 3 * MIB);
     pull_blob(&cluster.nodes[1], &layer).await;
     // With nobody else to ask the body may only end early.
     cluster.kill(1);
