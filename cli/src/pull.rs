@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, process::ExitCode, time::Duration};
 
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 use shoal_proto::{
     digest::Digest,
     status::{PullProgress, PullRequest},
@@ -37,7 +37,7 @@ pub(crate) async fn run(args: PullArgs, output: Output) -> Result<ExitCode, Fail
     let request = PullRequest { image: args.image, platform: args.platform };
     let control = Control::of(&args.node)?;
     let mut lines = control.post("/v1/pull", &request).await?;
-    let mut view = View::new(output);
+    let mut view = View::new(output, &request.image);
     while let Some(progress) = lines.next::<PullProgress>().await? {
         if output.is_json() {
             let line = serde_json::to_string(&progress)
@@ -60,31 +60,44 @@ pub(crate) async fn run(args: PullArgs, output: Output) -> Result<ExitCode, Fail
 /// Bars on a terminal, lines elsewhere.
 struct View {
     output: Output,
-    bars: Option<MultiProgress>,
+    image: String,
+    bars: Option<Bars>,
     layers: HashMap<Digest, Layer>,
+    /// Whether anything had to come from elsewhere.
+    moved: bool,
+}
+
+struct Bars {
+    all: MultiProgress,
+    /// Below the layers' bars.
+    total: ProgressBar,
 }
 
 struct Layer {
     bar: Option<ProgressBar>,
+    have: u64,
     done: bool,
 }
 
 impl View {
-    fn new(output: Output) -> Self {
-        Self { output, bars: output.is_live().then(MultiProgress::new), layers: HashMap::new() }
+    fn new(output: Output, image: &str) -> Self {
+        let bars = output.is_live().then(Bars::new);
+        Self { output, image: image.to_owned(), bars, layers: HashMap::new(), moved: false }
     }
 
     fn show(&mut self, progress: &PullProgress) -> Result<(), Failure> {
         match *progress {
-            PullProgress::Resolved { digest, layers, bytes } => self.output.line(format_args!(
-                "{digest}: {}, {}",
-                counted(usize::try_from(layers).unwrap_or(usize::MAX), "layer"),
-                human(bytes)
-            )),
+            PullProgress::Resolved { digest, layers, bytes } => {
+                if let Some(bars) = &self.bars {
+                    bars.total.set_length(bytes);
+                }
+                resolved_line(&self.image, digest, layers, bytes).lines().try_for_each(|line| self.line(line))
+            }
             PullProgress::Layer { digest, size, have } => self.layer(digest, size, have),
-            PullProgress::Done { digest, bytes, milliseconds } => {
+            PullProgress::Done { bytes, milliseconds, .. } => {
                 self.clear();
-                self.output.line(done_line(digest, bytes, Duration::from_millis(milliseconds)))
+                let line = done_line(bytes, Duration::from_millis(milliseconds), self.moved);
+                self.output.line(line)
             }
             PullProgress::Failed { .. } => {
                 self.clear();
@@ -94,12 +107,18 @@ impl View {
     }
 
     fn layer(&mut self, digest: Digest, size: u64, have: u64) -> Result<(), Failure> {
-        let drawn = self.layers.values().filter(|layer| layer.bar.is_some() && !layer.done).count();
-        let bars = self.bars.as_ref().filter(|_| drawn < MAX_BARS);
-        let layer = self
-            .layers
-            .entry(digest)
-            .or_insert_with(|| Layer { bar: bars.map(|bars| bars.add(bar(digest, size))), done: false });
+        let drawn = self.layers.values().filter(|layer| layer.bar.is_some()).count();
+        let bars = self.bars.as_ref().filter(|_| drawn < MAX_BARS && have < size);
+        let layer = self.layers.entry(digest).or_insert_with(|| Layer {
+            bar: bars.map(|bars| bars.add(digest, size)),
+            have: 0,
+            done: false,
+        });
+        self.moved |= have < size;
+        let before = std::mem::replace(&mut layer.have, have);
+        if let Some(bars) = &self.bars {
+            bars.total.set_position(bars.total.position().saturating_add(have).saturating_sub(before));
+        }
         if let Some(bar) = &layer.bar {
             bar.set_position(have);
         }
@@ -107,14 +126,19 @@ impl View {
             return Ok(());
         }
         layer.done = true;
-        if let Some(bar) = layer.bar.take() {
+        if let (Some(bar), Some(bars)) = (layer.bar.take(), &self.bars) {
             bar.finish_and_clear();
+            bars.all.remove(&bar);
         }
-        let line = format!("{}:{}  {}  done", digest.algorithm().name(), digest.short(), human(size));
+        self.line(&format!("{}  {:>10}  complete", name(digest), human(size)))
+    }
+
+    /// A line above the bars that still run.
+    fn line(&self, line: &str) -> Result<(), Failure> {
         match &self.bars {
-            // Above the bars that still run. A terminal that went away is no reason to stop the pull.
             Some(bars) => {
-                bars.println(line).ok();
+                // A terminal that went away is no reason to stop the pull.
+                bars.all.println(line).ok();
                 Ok(())
             }
             None => self.output.line(line),
@@ -123,22 +147,76 @@ impl View {
 
     fn clear(&self) {
         if let Some(bars) = &self.bars {
+            bars.total.finish_and_clear();
             // A terminal that went away has nothing to clear.
-            bars.clear().ok();
+            bars.all.clear().ok();
         }
     }
 }
 
-fn bar(digest: Digest, size: u64) -> ProgressBar {
-    let template = "{prefix}  {bar:30}  {bytes:>10} of {total_bytes:<10} {bytes_per_sec:>12}";
-    let style =
-        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ");
-    ProgressBar::new(size).with_style(style).with_prefix(format!("{}:{}", digest.algorithm().name(), digest.short()))
+impl Bars {
+    fn new() -> Self {
+        let all = MultiProgress::new();
+        let total = all.add(ProgressBar::new(0).with_style(style(Speed::Shown)).with_prefix("total"));
+        Self { all, total }
+    }
+
+    fn add(&self, digest: Digest, size: u64) -> ProgressBar {
+        let bar = ProgressBar::new(size).with_style(style(Speed::Hidden)).with_prefix(name(digest));
+        self.all.insert_before(&self.total, bar)
+    }
 }
 
-fn done_line(digest: Digest, bytes: u64, time: Duration) -> String {
+/// Whether a bar tells how fast it moves: only the total moves steadily enough to be read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Speed {
+    Shown,
+    Hidden,
+}
+
+fn style(speed: Speed) -> ProgressStyle {
+    let template = match speed {
+        Speed::Shown => "{prefix:19}  [{bar:28}] {have:>10} of {size:<10} {speed:>12}",
+        Speed::Hidden => "{prefix:19}  [{bar:28}] {have:>10} of {size:<10}",
+    };
+    let write = |text: &mut dyn std::fmt::Write, bytes: u64, unit: &str| {
+        // A bar that cannot be written is no reason to stop the pull.
+        write!(text, "{}{unit}", human(bytes)).ok();
+    };
+    ProgressStyle::with_template(template)
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .with_key("have", move |state: &ProgressState, text: &mut dyn std::fmt::Write| write(text, state.pos(), ""))
+        .with_key("size", move |state: &ProgressState, text: &mut dyn std::fmt::Write| {
+            write(text, state.len().unwrap_or(0), "");
+        })
+        .with_key("speed", move |state: &ProgressState, text: &mut dyn std::fmt::Write| {
+            write(text, state.per_sec() as u64, "/s");
+        })
+        .progress_chars("=> ")
+}
+
+fn name(digest: Digest) -> String {
+    format!("{}:{}", digest.algorithm().name(), digest.short())
+}
+
+fn resolved_line(image: &str, digest: Digest, blobs: u32, bytes: u64) -> String {
+    let blobs = counted(usize::try_from(blobs).unwrap_or(usize::MAX), "blob");
+    let size = human(bytes);
+    // Whoever names the digest knows it.
+    if image.ends_with(&digest.to_string()) {
+        format!("{image}: {blobs}, {size}")
+    } else {
+        format!("{image}: {blobs}, {size}\n{digest}")
+    }
+}
+
+fn done_line(bytes: u64, time: Duration, moved: bool) -> String {
+    if !moved {
+        return format!("done: all {} were in the store already", human(bytes));
+    }
     let seconds = time.as_secs_f64();
-    format!("{digest}: done, {} in {seconds:.1} s", human(bytes))
+    let speed = bytes as f64 / seconds.max(0.001);
+    format!("done: {} in {seconds:.1} s, {}/s", human(bytes), human(speed as u64))
 }
 
 #[cfg(test)]
@@ -148,19 +226,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_layer_is_told_done_once() {
+    fn a_layer_is_told_complete_once() {
         let digest = Digest::sha256([7; 32]);
-        let mut view = View { output: Output::new(false), bars: None, layers: HashMap::new() };
+        let mut view = View::new(Output::new(true), "alpine");
         for have in [0, 5, 10, 10] {
             view.show(&PullProgress::Layer { digest, size: 10, have }).unwrap();
             assert_eq!(view.layers[&digest].done, have == 10);
         }
         assert_eq!(view.layers.len(), 1);
+        assert!(view.moved);
     }
 
     #[test]
-    fn the_last_line_says_what_and_how_long() {
-        let line = done_line(Digest::sha256([0; 32]), 1 << 20, Duration::from_millis(1500));
-        assert_eq!(line, format!("sha256:{}: done, 1.0 MiB in 1.5 s", "00".repeat(32)));
+    fn an_image_that_was_here_is_not_said_to_have_been_fetched() {
+        let mut view = View::new(Output::new(true), "alpine");
+        view.show(&PullProgress::Layer { digest: Digest::sha256([7; 32]), size: 10, have: 10 }).unwrap();
+        assert!(!view.moved);
+        assert_eq!(done_line(10, Duration::ZERO, false), "done: all 10 B were in the store already");
+    }
+
+    #[test]
+    fn the_first_line_says_what_the_name_stands_for_and_the_last_how_long_it_took() {
+        let digest = Digest::sha256([0; 32]);
+        assert_eq!(resolved_line("alpine", digest, 2, 1024), format!("alpine: 2 blobs, 1.0 KiB\n{digest}"));
+        let pinned = format!("alpine@{digest}");
+        assert_eq!(resolved_line(&pinned, digest, 1, 5), format!("{pinned}: 1 blob, 5 B"));
+        assert_eq!(done_line(3 << 20, Duration::from_millis(1500), true), "done: 3.0 MiB in 1.5 s, 2.0 MiB/s");
     }
 }

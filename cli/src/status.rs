@@ -27,6 +27,7 @@ fn text(status: &Status) -> String {
     let registry: Vec<_> = status.addresses.registry.iter().map(ToString::to_string).collect();
     let sealed = status.blobs.iter().filter(|blob| blob.sealed);
     let (count, bytes) = sealed.fold((0_usize, 0), |(count, bytes), blob| (count + 1, bytes + blob.size));
+    let connected = status.peers.iter().filter(|peer| peer.connected).count();
     let totals = &status.totals;
     let mut lines = vec![
         ("node", format!("{}, shoal {}", status.name.short, status.version)),
@@ -35,15 +36,8 @@ fn text(status: &Status) -> String {
             format!("{}, up {}", if status.ready { "ready" } else { "starting" }, duration(status.uptime_seconds)),
         ),
         ("registry", registry.join(", ")),
-        (
-            "peers",
-            format!(
-                "{} connected, {} known; this node is at {}",
-                status.peers.len(),
-                status.dht_peers,
-                status.addresses.p2p
-            ),
-        ),
+        ("address", format!("{} (tcp and udp)", status.addresses.p2p)),
+        ("peers", format!("{connected} connected, {} known", status.peers.len().max(status.dht_peers as usize))),
         ("observe", format!("http://{}/", status.addresses.observe)),
         ("store", format!("{} complete, {}", counted(count, "blob"), human(bytes))),
         (
@@ -54,8 +48,10 @@ fn text(status: &Status) -> String {
         (
             "origins",
             format!(
-                "{} blob GETs, {} manifest GETs, {} HEADs",
-                totals.origin_blob_gets, totals.origin_manifest_gets, totals.origin_heads
+                "{}, {}, {}",
+                requests(totals.origin_blob_gets, "blob GET"),
+                requests(totals.origin_manifest_gets, "manifest GET"),
+                requests(totals.origin_heads, "HEAD")
             ),
         ),
         (
@@ -90,9 +86,13 @@ fn text(status: &Status) -> String {
     text
 }
 
+fn requests(count: u64, what: &str) -> String {
+    counted(usize::try_from(count).unwrap_or(usize::MAX), what)
+}
+
 /// The blobs on their way, as a table.
 pub(crate) fn fetches(status: &Status) -> String {
-    let head = ["FETCH", "SIZE", "DONE", "PEERS", "ORIGIN", "STATE"].map(str::to_owned).to_vec();
+    let head = ["FETCH", "SIZE", "DONE", "FROM PEERS", "FROM ORIGIN", "STATE"].map(str::to_owned).to_vec();
     let rows = status.fetches.iter().map(|fetch| {
         let done = match fetch.size {
             Some(size) if size > 0 => format!("{}%", u128::from(fetch.bytes) * 100 / u128::from(size)),

@@ -1,6 +1,7 @@
 //! The daemon's status, gathered from its parts.
 
 use std::{
+    collections::HashSet,
     net::SocketAddr,
     sync::{Arc, OnceLock, atomic::Ordering},
     time::Instant,
@@ -14,7 +15,13 @@ use shoal_proto::{
 use tokio::{runtime::Handle, sync::watch};
 
 use crate::{
-    dht::Dht, metrics::Metrics, node::{Node, NodeFetch}, origin::Origin, quic::DataPlane, registry::Registry, store::Store,
+    dht::{Dht, DhtPeer},
+    metrics::Metrics,
+    node::{Node, NodeFetch},
+    origin::Origin,
+    quic::DataPlane,
+    registry::Registry,
+    store::Store,
 };
 
 /// Where the parts of a status come from.
@@ -43,6 +50,7 @@ impl Reporter {
 
     async fn status(&self) -> Status {
         let views = self.node.fetches().await;
+        let known = self.dht.peers().await;
         let p2p = self.plane.local_address();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -54,8 +62,8 @@ impl Reporter {
             },
             uptime_seconds: self.started.elapsed().as_secs(),
             ready: *self.ready.borrow(),
-            dht_peers: self.dht.peers().await.len() as u32,
-            peers: self.peers().await,
+            dht_peers: u32::try_from(known.len()).unwrap_or(u32::MAX),
+            peers: self.peers(known),
             blobs: self.blobs(),
             fetches: views.iter().filter(|fetch| !fetch.view.complete).map(fetch_status).collect(),
             totals: self.totals(),
@@ -63,28 +71,26 @@ impl Reporter {
     }
 
     /// Everybody that discovery knows, with the figures of those that the data plane is connected to.
-    async fn peers(&self) -> Vec<PeerStatus> {
-        let mut peers: Vec<PeerStatus> = self.plane.connected().into_iter().map(|peer| PeerStatus {
+    fn peers(&self, known: Vec<DhtPeer>) -> Vec<PeerStatus> {
+        let connected = self.plane.connected();
+        let ids: HashSet<PeerId> = connected.iter().map(|peer| peer.peer).collect();
+        let connected = connected.into_iter().map(|peer| PeerStatus {
             name: peer.peer.into(),
             address: peer.address,
+            connected: true,
             rtt_ms: peer.rtt.as_secs_f64() * 1000.0,
             bytes_in: peer.bytes_in,
             bytes_out: peer.bytes_out,
-        })
-        .collect();
-        for known in self.dht.peers().await {
-            let status = PeerStatus {
-                name: known.peer.into(),
-                address: known.address,
-                rtt_ms: 0.0,
-                bytes_in: 0,
-                bytes_out: 0,
-            };
-            if !peers.iter().any(|peer| peer.name == status.name) {
-                peers.push(status);
-            }
-        }
-        peers
+        });
+        let others = known.into_iter().filter(|peer| !ids.contains(&peer.peer)).map(|peer| PeerStatus {
+            name: peer.peer.into(),
+            address: peer.address,
+            connected: false,
+            rtt_ms: 0.0,
+            bytes_in: 0,
+            bytes_out: 0,
+        });
+        connected.chain(others).collect()
     }
 
     fn blobs(&self) -> Vec<BlobStatus> {

@@ -38,7 +38,7 @@ pub struct Status {
     pub uptime_seconds: u64,
     /// Whether it takes part: listening, and past its first look for peers.
     pub ready: bool,
-    /// The peers that it is connected to.
+    /// The peers that it is connected to, and those that discovery knows.
     pub peers: Vec<PeerStatus>,
     /// How many other nodes discovery knows.
     #[serde(default)]
@@ -63,7 +63,7 @@ pub struct Addresses {
     pub observe: SocketAddr,
 }
 
-/// One connected peer.
+/// One peer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PeerStatus {
     /// Who.
@@ -71,6 +71,10 @@ pub struct PeerStatus {
     pub name: PeerName,
     /// Where its data plane is.
     pub address: SocketAddr,
+    /// Whether there is a connection for messages and chunks; there is one as soon as a blob is shared. Without one the
+    /// figures below are 0.
+    #[serde(default)]
+    pub connected: bool,
     /// Round trip time in milliseconds, as the connection measures it.
     pub rtt_ms: f64,
     /// Bytes received over the present connection.
@@ -162,7 +166,7 @@ pub struct PullRequest {
 pub enum PullProgress {
     /// The image's name was resolved to the content to pull.
     Resolved {
-        /// The manifest's digest.
+        /// What the name stands for: the digest of a manifest, or of an index of several platforms.
         digest: Digest,
         /// How many layers and configs it names.
         layers: u32,
@@ -180,7 +184,7 @@ pub enum PullProgress {
     },
     /// Everything is in the store, proven.
     Done {
-        /// The manifest's digest.
+        /// What the name stands for, as in [`Self::Resolved`].
         digest: Digest,
         /// Bytes in all layers and configs.
         bytes: u64,
@@ -223,7 +227,7 @@ mod tests {
             uptime_seconds: 3,
             ready: true,
             dht_peers: 2,
-            peers: vec![PeerStatus { name: PeerId([1; 32]).into(), address, rtt_ms: 0.25, bytes_in: 5, bytes_out: 6 }],
+            peers: vec![PeerStatus { name: PeerId([1; 32]).into(), address, connected: true, rtt_ms: 0.25, bytes_in: 5, bytes_out: 6 }],
             blobs: vec![BlobStatus { digest: digest(), size: 0, sealed: true }],
             fetches: vec![FetchStatus {
                 digest: digest(),

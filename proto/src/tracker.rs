@@ -250,15 +250,18 @@ impl Tracked {
                     lease.progressed = now;
                 }
             }
-            (Some(lease), Some((epoch, _))) => {
-                let digest = join.digest;
-                debug_assert_ne!(lease.holder, peer);
-                out.push(Send { peer, message: Message::Revoked { digest, epoch } });
+            // Two trackers gave the lease to two nodes. The smaller id keeps it, so that all trackers decide alike.
+            (Some(lease), Some((epoch, _))) if lease.holder < peer || done => {
+                out.push(Send { peer, message: Message::Revoked { digest: join.digest, epoch } });
             }
-            (None, Some((epoch, bytes))) if !done => {
-                self.lease = Some(Lease { holder: peer, epoch, heard: now, progress: (join.have, bytes), progressed: now });
+            (known, Some((epoch, bytes))) if !done => {
+                let lease = Lease { holder: peer, epoch, heard: now, progress: (join.have, bytes), progressed: now };
+                if let Some(old) = known.replace(lease) {
+                    let message = Message::Revoked { digest: join.digest, epoch: old.epoch };
+                    out.push(Send { peer: old.holder, message });
+                }
             }
-            (_, None) | (None, Some(_)) => {}
+            (_, None | Some(_)) => {}
         }
     }
 }
@@ -288,5 +291,4 @@ fn sample(rng: &mut Pcg64Mcg, tracked: &Tracked, asker: PeerId, count: usize) ->
 }
 
 #[cfg(test)]
-
 mod tests;

@@ -99,6 +99,13 @@ impl Net {
         flow.left.max(0.0) as u64
     }
 
+    /// The bytes that a transfer still has to send.
+    #[must_use]
+    pub fn left(&self, now: Time, id: FlowId) -> u64 {
+        let left = |flow: &Flow| flow.left - flow.rate * now.since(flow.since).as_secs_f64();
+        self.flows.get(&id).map_or(0, |flow| left(flow).max(0.0) as u64)
+    }
+
     /// The transfer that ends next, and when.
     #[must_use]
     pub fn next_end(&self) -> Option<(Time, FlowId)> {

@@ -78,6 +78,8 @@ enum Event {
     Answered(AskId, Verdict),
     /// The origin begins to answer.
     Streaming(usize, RunId),
+    /// A node looks how far its stream from the origin is.
+    Looked(usize, RunId),
     /// Others can find a holder.
     Announced(usize, usize),
     /// A node dies.
@@ -126,6 +128,8 @@ enum Carrier {
     Stream(usize, RunId),
 }
 
+/// How often a node looks at its streams from the origin.
+const LOOK: Duration = Duration::from_millis(250);
 const READER: ReaderId = ReaderId(0);
 
 impl World {
@@ -271,6 +275,7 @@ impl World {
             Event::Withdrawn(ask) => self.withdrawn(ask),
             Event::Answered(ask, verdict) => self.answered(ask, verdict),
             Event::Streaming(node, run) => self.streaming(node, run),
+            Event::Looked(node, run) => self.look(node, run),
             Event::Announced(node, blob) => self.dht.announce(blob, self.nodes[node].peer),
             Event::Kill(who) => self.kill(who),
             Event::Lost { node, dead } => {
@@ -590,6 +595,18 @@ impl World {
         self.carriers.insert(flow, Carrier::Stream(node, run));
         self.origin.streams.insert((node, run), super::origin::Stream { flow: Some(flow), ..stream });
         self.swarm(node, Input::OriginOpened { digest, run, size });
+        self.push(LOOK, Event::Looked(node, run));
+    }
+
+    /// Tells a node how many bytes of a stream have come, in the middle of chunks too.
+    fn look(&mut self, node: usize, run: RunId) {
+        let Some(stream) = self.origin.streams.get(&(node, run)).copied() else { return };
+        let blob = &self.blobs[stream.blob];
+        let left = stream.flow.map_or(0, |flow| self.net.left(self.now, flow));
+        let (digest, bytes) = (blob.digest, stream.bytes + blob.layout.len(stream.chunk).saturating_sub(left));
+        self.note(12, node, bytes);
+        self.swarm(node, Input::OriginProgress { digest, run, bytes });
+        self.push(LOOK, Event::Looked(node, run));
     }
 
     /// A chunk came from the origin.

@@ -13,7 +13,7 @@ use shoal_proto::{
     chunk::ChunkIndex,
     digest::Digest,
     peer::{Contact, PeerId},
-    swarm::{self, AskId, Input, Output, PullId, ReaderId, RunId, Swarm},
+    swarm::{self, AskId, Input, PullId, ReaderId, RunId, Swarm},
     time::Time,
     tracker::{self, Tracker},
     wire::{Ask, Message},
@@ -218,10 +218,7 @@ impl Driver {
         let now = self.now();
         self.swarm.handle(now, input, &mut out);
         for order in out {
-            match order {
-                Output::Send { peer, message } => self.send(peer, message),
-                order => self.obey(order),
-            }
+            self.obey(order);
         }
     }
 
@@ -238,7 +235,7 @@ impl Driver {
         }
     }
 
-    fn send(&mut self, peer: PeerId, message: Message) {
+    pub(super) fn send(&mut self, peer: PeerId, message: Message) {
         if peer == self.me {
             let contact = Contact { peer, address: self.parts.plane.local_address() };
             self.tracked(contact, message);
@@ -402,21 +399,26 @@ impl Driver {
     }
 
     fn message(&mut self, peer: PeerId, message: Message) {
-        match message {
-            Message::Join(_) | Message::Leave { .. } => {
-                if let Some(contact) = self.contacts.get(&peer).copied() {
-                    self.tracked(contact, message);
-                }
+        if let Message::Join(_) | Message::Leave { .. } = message {
+            if let Some(contact) = self.contacts.get(&peer).copied() {
+                self.tracked(contact, message);
             }
-            Message::Segment { digest, size, ref segment } if !is_signed(&digest, size, segment) => {
-                tracing::warn!(%peer, author = %segment.author, "a segment with a bad signature; closing the connection");
-                self.parts.plane.hangup(peer);
-            }
-            Message::Subscribe { digest, .. } if self.is_closed(&digest) => {
-                self.open(digest, Waiting::Message(peer, message));
-            }
-            message => self.swarm(Input::Received { peer, message }),
+            return;
         }
+        if let Message::Segment { digest, size, segment } = &message
+            && !is_signed(digest, *size, segment)
+        {
+            tracing::warn!(%peer, author = %segment.author, "a segment with a bad signature; closing the connection");
+            self.parts.plane.hangup(peer);
+            return;
+        }
+        if let Message::Subscribe { digest, .. } = message
+            && self.is_closed(&digest)
+        {
+            self.open(digest, Waiting::Message(peer, message));
+            return;
+        }
+        self.swarm(Input::Received { peer, message });
     }
 
     /// The store has the blob, but the machine does not know it (any more).

@@ -43,7 +43,7 @@ impl Driver {
                 }
             }
             Output::Dial { contact } => self.parts.plane.dial(contact),
-            Output::Send { .. } => unreachable!("sent by the loop"),
+            Output::Send { peer, message } => self.send(peer, message),
             Output::Sized { digest, size } => self.make_room(digest, size),
             Output::Pull { pull, peer, digest, chunk, expected } => self.pull(pull, peer, digest, chunk, expected),
             Output::CancelPull { pull } => {

@@ -1,6 +1,6 @@
 //! One stream from the origin: bytes become chunks, chunks become links of the chain, each told to the loop at once.
 
-use std::{sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use shoal_proto::{
@@ -99,7 +99,7 @@ impl Run {
         let work = async { tokio::try_join!(read, hash) };
         tokio::select! {
             outcome = work => outcome.map(|_| ()),
-            () = &mut report => Err(Failure::Disk),
+            never = &mut report => match never {},
         }
     }
 
@@ -140,7 +140,7 @@ impl Run {
     }
 
     /// Tells the loop of bytes inside a chunk, so that a slow origin does not look like a stuck one.
-    async fn report(&self, facts: &mpsc::Sender<Fact>, progress: watch::Receiver<u64>) {
+    async fn report(&self, facts: &mpsc::Sender<Fact>, progress: watch::Receiver<u64>) -> Infallible {
         let mut next = Instant::now() + PROGRESS_INTERVAL;
         let mut before = 0;
         loop {

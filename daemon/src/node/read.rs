@@ -31,7 +31,7 @@ pub struct Blob {
 enum Source {
     Sealed(BlobFile),
     Flight(Arc<Flight>, Watch),
-    Through(Through),
+    Through(Box<Through>),
 }
 
 /// Tells the node's loop where a reader is, and that it left.
@@ -65,8 +65,8 @@ impl Blob {
         Self { size, source: Source::Flight(flight, watch) }
     }
 
-    pub(super) const fn through(through: Through) -> Self {
-        Self { size: through.size(), source: Source::Through(through) }
+    pub(super) fn through(through: Through) -> Self {
+        Self { size: through.size(), source: Source::Through(Box::new(through)) }
     }
 
     /// Bytes in the blob.

@@ -29,8 +29,8 @@ const PART_BYTES: usize = 7;
 
 /// An upstream of that name, for the allow-list.
 pub(super) fn upstream(name: &str) -> Arc<Upstream> {
-    let url = url::Url::parse("http://127.0.0.1:9").unwrap();
-    Arc::new(Upstream::new(crate::origin::UpstreamSettings::new(name, url)).unwrap())
+    let url = url::Url::parse("http://127.0.0.1:9").expect("a URL");
+    Arc::new(Upstream::new(crate::origin::UpstreamSettings::new(name, url)).expect("a plain upstream"))
 }
 
 /// Answers from what it was given, and counts what it was asked.

@@ -26,6 +26,13 @@ use crate::{
     wire::Message,
 };
 
+/// A pull counts as lost after so many times what pulls take.
+const PULL_PATIENCE: u32 = 6;
+/// Pulls that take longer than this are too many at once.
+const PULL_TIME_AIM: Duration = Duration::from_secs(1);
+/// What pulls are taken to take at most.
+const PULL_TIME_MAX: Duration = Duration::from_secs(20);
+
 /// A fetch, from the wish to the end of serving.
 #[derive(Debug)]
 pub(super) struct Fetch {
@@ -43,7 +50,7 @@ pub(super) struct Fetch {
     pub(super) readers: BTreeMap<ReaderId, ChunkIndex>,
     /// Authors of false states.
     pub(super) banned: BTreeSet<PeerId>,
-    /// When the last chunk came.
+    /// When the last chunk came, or the last bytes from the origin.
     pub(super) progressed: Time,
     /// When somebody last asked for a chunk of it.
     pub(super) used: Time,
@@ -144,9 +151,23 @@ impl Content {
         self.pull_time = if self.pull_time.is_zero() { took } else { (self.pull_time * 7 + took) / 8 };
     }
 
+    /// A pull that was given up may just be slow, and the next ones with it: give them more time.
+    fn note_late(&mut self, took: Duration) {
+        self.pull_time = self.pull_time.max(took).min(PULL_TIME_MAX);
+    }
+
+    /// Pulls to have out at once: many hide the way there and back, but where each takes long, they only delay each other.
+    fn pulls_max(&self, limits: &Limits) -> usize {
+        if self.pull_time <= PULL_TIME_AIM {
+            return limits.pulls_max;
+        }
+        let share = PULL_TIME_AIM.as_secs_f64() / self.pull_time.as_secs_f64();
+        ((limits.pulls_max as f64 * share) as usize).clamp(2.min(limits.pulls_max), limits.pulls_max)
+    }
+
     /// When a pull counts as lost.
     fn pull_end(&self, pull: &Pull, limits: &Limits) -> Time {
-        pull.started + limits.pull_timeout_min.max(self.pull_time * 6)
+        pull.started + limits.pull_timeout_min.max(self.pull_time * PULL_PATIENCE)
     }
 
     fn in_endgame(&self, limits: &Limits) -> bool {
@@ -254,7 +275,7 @@ impl Fetch {
             Input::Holders { holders, .. } => self.holders(cx, holders),
             Input::Pulled { pull, verdict, .. } => self.pulled(cx, pull, verdict),
             Input::OriginOpened { run, size, .. } => self.origin_opened(cx, run, size),
-            Input::OriginProgress { run, bytes, .. } => self.origin_progress(run, bytes),
+            Input::OriginProgress { run, bytes, .. } => self.origin_progress(cx, run, bytes),
             Input::OriginChunk { run, chunk, end, segment, .. } => self.origin_chunk(cx, run, chunk, end, segment),
             Input::OriginEnded { run, failure, .. } => self.origin_ended(cx, run, failure),
             Input::Reading { reader, chunk, .. } => {
@@ -324,7 +345,7 @@ impl Fetch {
             retry.map(|time| (time, Timer::Retry)),
             origin.map(|time| (time, Timer::Origin)),
             self.tracking.deadline(self.lease.is_some(), limits).map(|time| (time, Timer::Track)),
-            Some((self.progressed + limits.stall_timeout, Timer::Stall)),
+            Some((self.stall_end(limits), Timer::Stall)),
         ]
         .into_iter()
         .flatten()
@@ -357,7 +378,7 @@ impl Fetch {
         while let Some((peer, chunk)) = choose_fresh(content, &self.remotes, cx) {
             start_pull(self.digest, content, &mut self.remotes, cx, peer, chunk, true);
         }
-        while content.pulls.values().filter(|pull| !pull.fresh).count() < cx.limits.pulls_max {
+        while content.pulls.values().filter(|pull| !pull.fresh).count() < content.pulls_max(cx.limits) {
             let useful = |remote: &Remote| remote.may_be_asked(cx.now) && remote.offers(|theirs| content.wanted(theirs).next().is_some());
             let mut ready: Vec<(usize, u32, PeerId)> = Vec::new();
             for (peer, remote) in &self.remotes {
@@ -365,7 +386,7 @@ impl Fetch {
                     ready.push((remote.pulls, cx.rng.random(), *peer));
                 }
             }
-            let share = pick::share(cx.limits.pulls_max, cx.limits.pulls_per_peer_max, ready.len());
+            let share = pick::share(content.pulls_max(cx.limits), cx.limits.pulls_per_peer_max, ready.len());
             ready.sort_unstable();
             let Some((_, _, peer)) = ready.into_iter().find(|(pulls, ..)| *pulls < share) else { break };
             let Some(chunk) = choose(content, &self.remotes[&peer], &urgent, cx) else { break };
@@ -439,15 +460,18 @@ impl Fetch {
 
     fn drop_late_pulls(&mut self, cx: &mut Context<'_>) {
         let Some(content) = &self.content else { return };
-        let late: Vec<(PullId, PeerId)> = content
+        let late: Vec<(PullId, PeerId, Duration)> = content
             .pulls
             .iter()
             .filter(|(_, pull)| content.pull_end(pull, cx.limits) <= cx.now)
-            .map(|(id, pull)| (*id, pull.peer))
+            .map(|(id, pull)| (*id, pull.peer, cx.now.since(pull.started)))
             .collect();
         let pull_time = content.pull_time;
-        for (id, peer) in late {
+        for (id, peer, took) in late {
             self.cancel_pull(cx, id);
+            if let Some(content) = &mut self.content {
+                content.note_late(took);
+            }
             if let Some(remote) = self.remotes.get_mut(&peer) {
                 remote.judge(Verdict::Link, cx.now, pull_time, cx.rng);
             }
@@ -503,8 +527,14 @@ impl Fetch {
         self.lease = Some(Lease::own());
     }
 
+    /// When no progress becomes too much; where chunks take long, later.
+    fn stall_end(&self, limits: &Limits) -> Time {
+        let pull_time = self.content.as_ref().map_or(Duration::ZERO, |content| content.pull_time);
+        self.progressed + limits.stall_timeout + pull_time * PULL_PATIENCE
+    }
+
     fn check_stall(&mut self, cx: &mut Context<'_>) {
-        if self.progressed + cx.limits.stall_timeout > cx.now {
+        if self.stall_end(cx.limits) > cx.now {
             return;
         }
         self.progressed = cx.now;
@@ -556,7 +586,7 @@ fn choose_fresh(
     remotes: &BTreeMap<PeerId, Remote>,
     cx: &mut Context<'_>,
 ) -> Option<(PeerId, ChunkIndex)> {
-    if content.pulls.len() >= cx.limits.pulls_max * 2 {
+    if content.pulls.len() >= content.pulls_max(cx.limits) * 2 {
         return None;
     }
     let end = content.verifiable_end();

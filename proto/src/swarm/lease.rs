@@ -78,6 +78,7 @@ impl Fetch {
                 lease.not_before = Some(cx.now + cx.limits.holders_patience);
                 self.lease = Some(lease);
                 cx.out.push(Output::Report(Event::Leased { digest: self.digest }));
+                self.heartbeat(cx);
             }
         }
     }
@@ -91,7 +92,7 @@ impl Fetch {
 
     pub(super) fn revoked(&mut self, cx: &mut Context<'_>, peer: PeerId, epoch: Epoch) {
         let ours = self.lease.as_ref().is_some_and(|lease| lease.kind == Kind::Granted(epoch));
-        if ours && self.tracking.is_at(peer) {
+        if ours && self.tracking.includes(peer) {
             self.stop_origin(cx);
             self.lease = None;
         }
@@ -152,9 +153,10 @@ impl Fetch {
         }
     }
 
-    pub(super) fn origin_progress(&mut self, id: RunId, bytes: u64) {
-        if let Some(run) = self.run(id) {
-            run.bytes = run.bytes.max(bytes);
+    pub(super) fn origin_progress(&mut self, cx: &Context<'_>, id: RunId, bytes: u64) {
+        if let Some(run) = self.run(id).filter(|run| run.bytes < bytes) {
+            run.bytes = bytes;
+            self.progressed = cx.now;
         }
     }
 

@@ -267,7 +267,15 @@ impl World {
         let event = match message {
             Message::Join(join) => Event::Tracker(to, tracker::Input::Joined { contact: contact(from), join }),
             Message::Leave { digest } => Event::Tracker(to, tracker::Input::Left { peer: peer(from), digest }),
-            message => Event::Swarm(to, Input::Received { peer: peer(from), message }),
+            Message::Joined { .. }
+            | Message::Revoked { .. }
+            | Message::Subscribe { .. }
+            | Message::Unsubscribe { .. }
+            | Message::Have { .. }
+            | Message::Got { .. }
+            | Message::Fresh { .. }
+            | Message::Segment { .. }
+            | Message::Unknown { .. } => Event::Swarm(to, Input::Received { peer: peer(from), message }),
         };
         self.push(HOP, event);
     }

@@ -47,8 +47,13 @@ impl Tracking {
         self.holders_known
     }
 
-    pub(super) fn is_at(&self, peer: PeerId) -> bool {
+    fn is_at(&self, peer: PeerId) -> bool {
         self.tracker().is_some_and(|contact| contact.peer == peer)
+    }
+
+    /// Whether the peer is one of the blob's trackers.
+    pub(super) fn includes(&self, peer: PeerId) -> bool {
+        self.trackers.iter().any(|contact| contact.peer == peer)
     }
 
     fn tracker(&self) -> Option<Contact> {
@@ -130,10 +135,23 @@ impl Fetch {
         if supplied { Standing::Fetching } else { Standing::Starved }
     }
 
+    /// Tells the tracker how this node stands. A lease holder tells all of them, so that those which others ask when the
+    /// first is slow or gone know of the lease and give no second one.
     pub(super) fn heartbeat(&mut self, cx: &mut Context<'_>) {
-        let Some(tracker) = self.tracking.tracker() else { return };
-        if cx.is_up(tracker.peer) {
+        if self.lease.as_ref().is_some_and(|lease| lease.report().is_some()) {
+            self.join_all(cx);
+        } else if let Some(tracker) = self.tracking.tracker()
+            && cx.is_up(tracker.peer)
+        {
             self.send_join(cx, tracker.peer);
+        }
+    }
+
+    fn join_all(&self, cx: &mut Context<'_>) {
+        for tracker in &self.tracking.trackers {
+            if cx.reach(*tracker) {
+                self.send_join(cx, tracker.peer);
+            }
         }
     }
 
@@ -182,16 +200,15 @@ impl Fetch {
     }
 
     pub(super) fn track_connected(&mut self, cx: &mut Context<'_>, peer: PeerId) {
-        if !self.tracking.is_at(peer) {
-            return;
-        }
         match self.tracking.state {
-            State::Joining { .. } | State::Joined { .. } => self.send_join(cx, peer),
-            State::Completing => {
-                self.send_join(cx, peer);
-                self.tracking.state = State::Idle;
-            }
-            State::Idle | State::Locating { .. } | State::Fallback { .. } => {}
+            State::Joining { .. } | State::Joined { .. } if self.tracking.is_at(peer) => self.send_join(cx, peer),
+            State::Completing if self.tracking.includes(peer) => self.send_join(cx, peer),
+            State::Joining { .. }
+            | State::Joined { .. }
+            | State::Completing
+            | State::Idle
+            | State::Locating { .. }
+            | State::Fallback { .. } => {}
         }
     }
 
@@ -202,15 +219,10 @@ impl Fetch {
         }
     }
 
-    /// Tells the tracker that this node has the whole blob.
+    /// Tells the trackers that this node has the whole blob; those that are being dialled hear it when connected.
     pub(super) fn join_complete(&mut self, cx: &mut Context<'_>) {
-        let Some(tracker) = self.tracking.tracker() else { return };
-        if cx.reach(tracker) {
-            self.send_join(cx, tracker.peer);
-            self.tracking.state = State::Idle;
-        } else {
-            self.tracking.state = State::Completing;
-        }
+        self.join_all(cx);
+        self.tracking.state = State::Completing;
     }
 }
 
