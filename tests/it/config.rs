@@ -8,7 +8,12 @@ use crate::SHOAL;
 
 async fn daemon(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     let mut command = std::process::Command::new(SHOAL);
-    command.env_clear().env("HOME", "/nowhere").args(["daemon", "--check"]).args(arguments).envs(environment.iter().copied());
+    command
+        .env_clear()
+        .env("HOME", "/nowhere")
+        .args(["daemon", "--check"])
+        .args(arguments)
+        .envs(environment.iter().copied());
     run(command, Duration::from_secs(20)).await.unwrap()
 }
 

@@ -15,7 +15,7 @@ use crate::{MIB, REPOSITORY, blob_path, one_daemon};
 const TRANSFER: Duration = Duration::from_secs(60);
 
 /// Reads a blob until the connection ends, however it ends; what came must be right.
-async fn read_some(daemon: &Daemon, blob: &Blob) -> tokio::task::JoinHandle<u64> {
+fn read_some(daemon: &Daemon, blob: &Blob) -> tokio::task::JoinHandle<u64> {
     let request = daemon.get(&blob_path(&blob.digest));
     let truth = blob.bytes.clone();
     tokio::spawn(async move {
@@ -50,7 +50,7 @@ async fn a_daemon_killed_at_any_moment_serves_nothing_wrong_afterwards() {
     for round in 0..8 {
         let mut readers = Vec::new();
         for layer in layers {
-            readers.push(read_some(&daemon, layer).await);
+            readers.push(read_some(&daemon, layer));
         }
         // Somewhere in the first half of the largest: the wait for a status adds what it likes.
         let moment = random.random_range(0..layers[0].size() / 2);
@@ -71,7 +71,7 @@ async fn a_partial_blob_is_continued_after_a_kill() {
     let (origin, image, mut daemon) = one_daemon(601, &[64 * MIB]).await;
     origin.limit(32 * MIB);
     let layer = &image.native().layers[0];
-    let reader = read_some(&daemon, layer).await;
+    let reader = read_some(&daemon, layer);
     wait_for_bytes(&daemon, layer, layer.size() / 2).await;
     daemon.kill();
     reader.await.unwrap();
@@ -80,7 +80,12 @@ async fn a_partial_blob_is_continued_after_a_kill() {
     assert!(daemon.blob(REPOSITORY, &layer.digest).await == layer.bytes);
     let after = origin.bytes_of(&layer.digest) - before;
     // The claim that proves what is there again is saved from time to time, not with every chunk.
-    assert!(after <= layer.size() * 3 / 4 + MIB, "{after} of {} bytes were fetched again\n{}", layer.size(), daemon.log());
+    assert!(
+        after <= layer.size() * 3 / 4 + MIB,
+        "{after} of {} bytes were fetched again\n{}",
+        layer.size(),
+        daemon.log()
+    );
     let gets = origin.gets(&layer.digest);
     assert!(gets[1..].iter().all(|get| get.range().is_some()), "{gets:?}");
 }
@@ -138,7 +143,7 @@ async fn a_daemon_that_is_asked_to_end_finishes_what_clients_are_reading() {
     let (origin, image, mut daemon) = one_daemon(605, &[8 * MIB]).await;
     origin.limit(4 * MIB);
     let layer = &image.native().layers[0];
-    let reader = read_some(&daemon, layer).await;
+    let reader = read_some(&daemon, layer);
     wait_for_bytes(&daemon, layer, MIB).await;
     let status = daemon.terminate().await;
     assert_eq!(status.code(), Some(0), "{}", daemon.log());
