@@ -52,12 +52,13 @@ pub fn possible(missing: Option<String>) -> bool {
 /// Says in one line why the test does nothing. Goes past the capture of output: a passing test prints nothing otherwise.
 fn skip(reason: &str) {
     let test = std::thread::current().name().unwrap_or("test").to_owned();
-    writeln!(io::stderr(), "SKIPPED: {reason} [{test}]").ok();
+    note(&format!("SKIPPED: {reason} [{test}]"));
 }
 
 /// Says something in one line, past the capture of output: figures that a reader of the test log wants.
 pub fn note(line: &str) {
-    writeln!(io::stderr(), "{line}").ok();
+    // In one piece: tests run side by side.
+    io::stderr().write_all(format!("{line}\n").as_bytes()).ok();
 }
 
 /// Whether the tests run as root.
