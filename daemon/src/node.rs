@@ -11,6 +11,7 @@ mod origin_run;
 mod parts;
 mod read;
 mod through;
+mod vouched;
 mod whole;
 
 use std::{
@@ -28,17 +29,17 @@ use shoal_proto::{
 };
 use tokio::{
     sync::{mpsc, oneshot},
-    task,
     time::timeout,
 };
 
-pub use self::{fetch::Fetch, flight::Advance, parts::Parts, read::Blob};
 use self::{
     driver::Command,
     flight::{Flight, Progress},
-    read::Watch,
+    read::{Keeper, Watch},
     through::Through,
+    vouched::Shelf,
 };
+pub use self::{fetch::Fetch, flight::Advance, parts::Parts, read::Blob};
 use crate::{
     origin::{OriginError, Source},
     store::Store,
@@ -98,6 +99,7 @@ struct Shared {
     sealed_only: bool,
     readers: AtomicU64,
     flights: Flights,
+    shelf: Arc<Shelf>,
     parts: Arc<Parts>,
 }
 
@@ -222,14 +224,16 @@ impl Node {
     }
 
     async fn open_sealed(&self, digest: Digest) -> Result<Option<Blob>, OpenError> {
-        if self.sealed_size(&digest).is_none() {
-            return Ok(None);
-        }
-        let store = self.shared.store.clone();
-        let sealed = task::spawn_blocking(move || store.open_sealed(&digest)).await;
-        let sealed = sealed.map_err(std::io::Error::other).and_then(|opened| opened);
-        let sealed = sealed.map_err(|error| OpenError::Disk(error.to_string()))?;
-        Ok(sealed.map(|sealed| Blob::sealed(sealed.file, sealed.layout.size())))
+        let shelf = &self.shared.shelf;
+        let sealed = match shelf.take(digest).await {
+            Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
+                shelf.discard(digest).await;
+                None
+            }
+            sealed => sealed.map_err(|error| OpenError::Disk(error.to_string()))?,
+        };
+        let verifier = self.shared.parts.verifier.clone();
+        Ok(sealed.map(|blob| Blob::sealed(blob, Keeper { verifier, shelf: Arc::clone(shelf), digest })))
     }
 
     /// Joins the flight of a blob, or starts it. None if it has just landed: then the blob is in the store.

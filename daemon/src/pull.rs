@@ -73,11 +73,11 @@ enum PullError {
     #[error("cannot resolve the tag {tag}: {source}")]
     Tag { tag: String, source: OriginError },
     #[error("{part}: {source}")]
-    Part { part: Part, source: OpenError },
+    Part { part: Box<Part>, source: OpenError },
     #[error("{part}: {source}")]
-    Document { part: Part, source: DocumentError },
+    Document { part: Box<Part>, source: DocumentError },
     #[error("{part} has {size} bytes, but its size is said to be {}", part.size.unwrap_or_default())]
-    Size { part: Part, size: u64 },
+    Size { part: Box<Part>, size: u64 },
     #[error("nothing arrived for {} s; waited for {waiting}. What arrived so far is kept", idle.as_secs())]
     Idle { idle: Duration, waiting: String },
     #[error("more than {INDEXES_MAX} indexes lead from one to the other")]
@@ -175,7 +175,7 @@ impl Puller {
     async fn describe(&self, target: &Target, digest: Digest, wanted: &Platform) -> Result<Vec<Piece>, PullError> {
         let mut part = Part::manifest(digest, None);
         for _ in 0..=INDEXES_MAX {
-            let document = |source| PullError::Document { part, source };
+            let document = |source| PullError::Document { part: part.into(), source };
             match Document::parse(&self.read(target, part).await?).map_err(document)? {
                 Document::Image(pieces) => return Ok(pieces),
                 Document::Index(choices) => {
@@ -190,12 +190,12 @@ impl Puller {
     /// Brings a manifest into the store and reads it.
     async fn read(&self, target: &Target, part: Part) -> Result<BytesMut, PullError> {
         self.bring(target, &[part], None).await?;
-        let failed = |source| PullError::Part { part, source };
+        let failed = |source| PullError::Part { part: part.into(), source };
         let blob = self.node.open(target.want(&part), 0, READ_DEADLINE).await.map_err(failed)?;
         let size = blob.size();
         if size > MANIFEST_BYTES {
             let why = format!("it has {size} bytes, more than a manifest may have ({MANIFEST_BYTES})");
-            return Err(PullError::Document { part, source: DocumentError::Malformed(why) });
+            return Err(PullError::Document { part: part.into(), source: DocumentError::Malformed(why) });
         }
         let read = blob.read(0..size).try_fold(BytesMut::new(), async |mut whole, bytes| {
             whole.extend_from_slice(&bytes);

@@ -185,6 +185,12 @@ impl ChunkSet {
         self.bits.ones().map(|at| ChunkIndex(at as u32))
     }
 
+    /// The last chunk in the set.
+    #[must_use]
+    pub fn last(&self) -> Option<ChunkIndex> {
+        self.bits.maximum().map(|at| ChunkIndex(at as u32))
+    }
+
     /// The chunks not in the set, in order.
     pub fn missing(&self) -> impl Iterator<Item = ChunkIndex> {
         self.bits.zeroes().map(|at| ChunkIndex(at as u32))

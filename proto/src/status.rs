@@ -227,7 +227,14 @@ mod tests {
             uptime_seconds: 3,
             ready: true,
             dht_peers: 2,
-            peers: vec![PeerStatus { name: PeerId([1; 32]).into(), address, connected: true, rtt_ms: 0.25, bytes_in: 5, bytes_out: 6 }],
+            peers: vec![PeerStatus {
+                name: PeerId([1; 32]).into(),
+                address,
+                connected: true,
+                rtt_ms: 0.25,
+                bytes_in: 5,
+                bytes_out: 6,
+            }],
             blobs: vec![BlobStatus { digest: digest(), size: 0, sealed: true }],
             fetches: vec![FetchStatus {
                 digest: digest(),

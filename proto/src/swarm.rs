@@ -599,6 +599,12 @@ impl Swarm {
         self.fetches.get(digest).map(Fetch::view)
     }
 
+    /// Whether all states of a segment are known already and equal, so that its signature does not matter.
+    #[must_use]
+    pub fn agrees(&self, digest: &Digest, size: u64, segment: &Segment) -> bool {
+        self.fetches.get(digest).is_some_and(|fetch| fetch.agrees(size, segment))
+    }
+
     /// All signed states of a blob, for keeping beside its bytes.
     #[must_use]
     pub fn segments(&self, digest: &Digest) -> &[Segment] {

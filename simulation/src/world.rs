@@ -4,6 +4,13 @@
 //! A chunk goes: `Pull` at the receiver, half a round trip, `Asked` at the sender, which serves or refuses; the transfer
 //! runs through both links; its last byte ends the upload at the sender, and arrives half a round trip later.
 
+mod end;
+mod fault;
+mod stream;
+#[cfg(test)]
+mod tests;
+mod transfer;
+
 use std::{
     cmp::{Ordering, Reverse},
     collections::{BTreeMap, BinaryHeap},
@@ -13,14 +20,12 @@ use std::{
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 use shoal_proto::{
-    chain::{Expected, LinkEnd},
     chunk::ChunkIndex,
     digest::Digest,
-    peer::PeerId,
     swarm::{AskId, Event as Told, Input, Output, PullId, ReaderId, RunId, Verdict},
     time::Time,
     tracker,
-    wire::{Answer, Message, encode_message},
+    wire::{Message, encode_message},
 };
 
 use crate::{
@@ -30,7 +35,7 @@ use crate::{
     node::{Blob, Node, mix, number},
     origin::Origin,
     plan::{Kill, Moment, Plan, PlanError, Who},
-    report::{BINS, Bin, Report, Tally, Usage, percentile},
+    report::{Report, Tally},
 };
 
 /// A world that runs one plan.
@@ -128,8 +133,6 @@ enum Carrier {
     Stream(usize, RunId),
 }
 
-/// How often a node looks at its streams from the origin.
-const LOOK: Duration = Duration::from_millis(250);
 const READER: ReaderId = ReaderId(0);
 
 impl World {
@@ -424,7 +427,15 @@ impl World {
         let event = match message {
             Message::Join(join) => Event::Tracker(to, tracker::Input::Joined { contact: crate::node::contact(peer), join }),
             Message::Leave { digest } => Event::Tracker(to, tracker::Input::Left { peer, digest }),
-            message => Event::Swarm(to, Input::Received { peer, message }),
+            Message::Joined { .. }
+            | Message::Revoked { .. }
+            | Message::Subscribe { .. }
+            | Message::Unsubscribe { .. }
+            | Message::Have { .. }
+            | Message::Got { .. }
+            | Message::Fresh { .. }
+            | Message::Segment { .. }
+            | Message::Unknown { .. } => Event::Swarm(to, Input::Received { peer, message }),
         };
         self.push(after, event);
     }
@@ -443,217 +454,6 @@ impl World {
         self.nodes[to].connected.insert(from);
         self.swarm(from, Input::Connected { peer: peers.1 });
         self.swarm(to, Input::Connected { peer: peers.0 });
-    }
-
-    fn pull(&mut self, node: usize, pull: PullId, from: PeerId, digest: &Digest, chunk: ChunkIndex, expected: Expected) {
-        let (sender, blob) = (number(from), self.blob(digest));
-        let truth = &self.blobs[blob];
-        let end = if chunk == truth.layout.last() { LinkEnd::Digest(*digest) } else { LinkEnd::State(truth.state(chunk.next())) };
-        let sound = expected == Expected { before: truth.state(chunk), end: Some(end) };
-        self.checks.rule(sound, || format!("node {node} pulls chunk {} without knowing its link", chunk.0));
-        let needed = !self.nodes[node].holdings[blob].have.contains(chunk);
-        self.checks.rule(needed, || format!("node {node} pulls chunk {} that it has", chunk.0));
-        let ask = AskId(self.sequence + 1);
-        let stage = Stage::Sent;
-        self.asks.insert(ask, Ask { receiver: node, sender, blob, chunk, pull, stage, flow: None });
-        self.pulls.insert((node, pull), ask);
-        self.tally.count("pulls");
-        self.push(self.half_trip(), Event::Asked(ask));
-    }
-
-    fn asked(&mut self, id: AskId) {
-        let Some(ask) = self.asks.get_mut(&id) else { return };
-        ask.stage = Stage::Waiting;
-        let Ask { receiver, sender, blob, chunk, .. } = *ask;
-        self.note(6, sender, u64::from(chunk.0));
-        let (digest, peer) = (self.blobs[blob].digest, self.nodes[receiver].peer);
-        self.swarm(sender, Input::Asked { ask: id, peer, digest, chunk });
-    }
-
-    fn serve(&mut self, node: usize, id: AskId) {
-        let Some(ask) = self.asks.get_mut(&id).filter(|ask| ask.sender == node && ask.stage == Stage::Waiting) else {
-            self.checks.rule(false, || format!("node {node} serves what nobody waits for"));
-            return;
-        };
-        ask.stage = Stage::Serving;
-        let Ask { receiver, sender, blob, chunk, .. } = *ask;
-        let truly = self.nodes[sender].holdings[blob].have.contains(chunk);
-        self.checks.rule(truly, || format!("node {sender} serves chunk {} that it lacks", chunk.0));
-        self.uploads[sender] += 1;
-        let uploads = self.uploads[sender];
-        self.checks.rule(uploads <= self.uploads_max, || format!("node {sender} serves {uploads} chunks at once"));
-        let (from, to) = (self.nodes[sender].up, self.nodes[receiver].down);
-        let flow = self.net.start(self.now, from, to, None, self.blobs[blob].layout.len(chunk));
-        ask_mut(&mut self.asks, id).flow = Some(flow);
-        self.carriers.insert(flow, Carrier::Chunk(id));
-    }
-
-    fn refuse(&mut self, id: AskId, answer: Answer) {
-        let Some(ask) = self.asks.get_mut(&id).filter(|ask| ask.stage == Stage::Waiting) else {
-            self.checks.rule(false, || "an ask was answered twice".to_owned());
-            return;
-        };
-        ask.stage = Stage::Done;
-        let (what, verdict) = match answer {
-            Answer::Busy => ("busy", Verdict::Busy),
-            Answer::Missing => ("missing", Verdict::Missing),
-            Answer::Bytes => ("", Verdict::Link),
-        };
-        self.tally.count(what);
-        self.push(self.half_trip(), Event::Answered(id, verdict));
-    }
-
-    fn flow_ended(&mut self, flow: FlowId) {
-        match self.carriers.get(&flow).copied() {
-            Some(Carrier::Chunk(ask)) => self.sent(ask),
-            Some(Carrier::Stream(node, run)) => self.streamed(node, run),
-            None => {
-                self.net.stop(self.now, flow);
-            }
-        }
-    }
-
-    /// The last byte of a chunk left its sender.
-    fn sent(&mut self, id: AskId) {
-        self.end_upload(id);
-        let Some(ask) = self.asks.get(&id).copied() else { return };
-        let bytes = self.blobs[ask.blob].layout.len(ask.chunk);
-        let receiver = &mut self.nodes[ask.receiver];
-        let arrival = self.now + self.plan.rtt.0 / 2;
-        let verify = self.plan.verify_rate.map_or(Duration::ZERO, |rate| {
-            Duration::from_secs_f64(bytes as f64 / rate.bytes_per_second() as f64)
-        });
-        receiver.verifies_until = receiver.verifies_until.max(arrival) + verify;
-        let after = receiver.verifies_until.since(self.now);
-        self.push(after, Event::Answered(id, Verdict::Good));
-        if self.origin.streams.keys().any(|(node, _)| *node == ask.sender) {
-            self.bin().holders_up += bytes;
-        }
-        self.swarm(ask.sender, Input::Served { ask: id });
-    }
-
-    /// Ends the transfer of a chunk, if it runs. Returns the bytes that were sent in vain if it was not at its end.
-    fn end_upload(&mut self, id: AskId) -> u64 {
-        let Some(ask) = self.asks.get_mut(&id) else { return 0 };
-        let Some(flow) = ask.flow.take() else { return 0 };
-        ask.stage = Stage::Done;
-        let (sender, bytes) = (ask.sender, self.blobs[ask.blob].layout.len(ask.chunk));
-        self.uploads[sender] -= 1;
-        self.carriers.remove(&flow);
-        bytes.saturating_sub(self.net.stop(self.now, flow))
-    }
-
-    fn answered(&mut self, id: AskId, verdict: Verdict) {
-        let Some(ask) = self.asks.remove(&id) else { return };
-        let Ask { receiver, blob, chunk, pull, .. } = ask;
-        self.note(7, receiver, u64::from(chunk.0) << 8 | verdict as u64);
-        let bytes = self.blobs[blob].layout.len(chunk);
-        let wanted = self.pulls.remove(&(receiver, pull)).is_some();
-        if verdict == Verdict::Good {
-            let new = wanted && self.nodes[receiver].holdings[blob].have.insert(chunk);
-            *(if new { &mut self.tally.useful_bytes } else { &mut self.tally.wasted_bytes }) += bytes;
-            self.bin().down += bytes;
-        }
-        if wanted {
-            let digest = self.blobs[blob].digest;
-            self.swarm(receiver, Input::Pulled { digest, pull, verdict });
-        }
-    }
-
-    fn bin(&mut self) -> &mut Bin {
-        let share = self.now.since(Time::ZERO).as_secs_f64() / self.bound.as_secs_f64();
-        self.tally.bin(((share * BINS as f64) as usize).min(BINS))
-    }
-
-    fn cancel(&mut self, node: usize, pull: PullId) {
-        let Some(ask) = self.pulls.remove(&(node, pull)) else { return };
-        self.tally.count("cancels");
-        self.push(self.half_trip(), Event::Withdrawn(ask));
-    }
-
-    fn withdrawn(&mut self, id: AskId) {
-        let Some(ask) = self.asks.get(&id).copied() else { return };
-        if ask.stage == Stage::Done {
-            // Its answer is on the way, and will find that nobody wants it.
-            return;
-        }
-        self.note(8, ask.sender, u64::from(ask.chunk.0));
-        let wasted = self.end_upload(id);
-        self.tally.wasted_bytes += wasted;
-        self.bin().down += wasted;
-        self.asks.remove(&id);
-        self.swarm(ask.sender, Input::Served { ask: id });
-    }
-
-    fn streaming(&mut self, node: usize, run: RunId) {
-        let Some(stream) = self.origin.streams.get(&(node, run)).copied() else { return };
-        self.note(9, node, run.0);
-        let blob = &self.blobs[stream.blob];
-        let (digest, size, bytes) = (blob.digest, blob.layout.size(), blob.layout.len(stream.chunk));
-        let cap = self.plan.origin_connection_rate.map(|rate| rate.bytes_per_second());
-        let flow = self.net.start(self.now, self.origin.link, self.nodes[node].down, cap, bytes);
-        self.carriers.insert(flow, Carrier::Stream(node, run));
-        self.origin.streams.insert((node, run), super::origin::Stream { flow: Some(flow), ..stream });
-        self.swarm(node, Input::OriginOpened { digest, run, size });
-        self.push(LOOK, Event::Looked(node, run));
-    }
-
-    /// Tells a node how many bytes of a stream have come, in the middle of chunks too.
-    fn look(&mut self, node: usize, run: RunId) {
-        let Some(stream) = self.origin.streams.get(&(node, run)).copied() else { return };
-        let blob = &self.blobs[stream.blob];
-        let left = stream.flow.map_or(0, |flow| self.net.left(self.now, flow));
-        let (digest, bytes) = (blob.digest, stream.bytes + blob.layout.len(stream.chunk).saturating_sub(left));
-        self.note(12, node, bytes);
-        self.swarm(node, Input::OriginProgress { digest, run, bytes });
-        self.push(LOOK, Event::Looked(node, run));
-    }
-
-    /// A chunk came from the origin.
-    fn streamed(&mut self, node: usize, run: RunId) {
-        let Some(stream) = self.origin.streams.get_mut(&(node, run)) else { return };
-        let (blob, chunk, flow) = (stream.blob, stream.chunk, stream.flow);
-        let truth = &self.blobs[blob];
-        let bytes = truth.layout.len(chunk);
-        stream.bytes += bytes;
-        stream.chunk = chunk.next();
-        let (so_far, digest, last) = (stream.bytes, truth.digest, truth.layout.last());
-        let end = chunk == last || stream.until == Some(chunk.next());
-        let link_end = if chunk == last { LinkEnd::Digest(digest) } else { LinkEnd::State(truth.state(chunk.next())) };
-        let segment = (chunk != last).then(|| truth.segment(self.nodes[node].peer, chunk, chunk.next()));
-        let next_bytes = if end { 0 } else { truth.layout.len(chunk.next()) };
-        self.origin.bytes[blob] += bytes;
-        self.note(10, node, u64::from(chunk.0));
-        if let Some(flow) = flow {
-            if end {
-                self.carriers.remove(&flow);
-                self.net.stop(self.now, flow);
-                self.origin.streams.remove(&(node, run));
-            } else {
-                self.net.go_on(self.now, flow, next_bytes);
-            }
-        }
-        let new = self.nodes[node].holdings[blob].have.insert(chunk);
-        *(if new { &mut self.tally.useful_bytes } else { &mut self.tally.wasted_bytes }) += bytes;
-        let bin = self.bin();
-        bin.down += bytes;
-        bin.origin += bytes;
-        self.swarm(node, Input::OriginProgress { digest, run, bytes: so_far });
-        self.swarm(node, Input::OriginChunk { digest, run, chunk, end: link_end, segment });
-        if end {
-            self.swarm(node, Input::OriginEnded { digest, run, failure: None });
-        }
-        self.kill_at_progress();
-    }
-
-    fn stop_stream(&mut self, node: usize, run: RunId) {
-        let Some(stream) = self.origin.streams.remove(&(node, run)) else { return };
-        let Some(flow) = stream.flow else { return };
-        self.carriers.remove(&flow);
-        let left = self.net.stop(self.now, flow);
-        let sent = self.blobs[stream.blob].layout.len(stream.chunk).saturating_sub(left);
-        self.origin.bytes[stream.blob] += sent;
-        self.tally.wasted_bytes += sent;
     }
 
     fn arrived(&mut self, node: usize, digest: &Digest, chunk: ChunkIndex) {
@@ -685,112 +485,6 @@ impl World {
         let segments = self.blobs[blob].segments(self.nodes[node].peer);
         self.push(Duration::ZERO, Event::Swarm(node, Input::Sealed { digest: *digest, segments }));
     }
-
-    fn kill_at_progress(&mut self) {
-        let sent: u64 = self.origin.bytes.iter().sum();
-        let share = sent as f64 / self.plan.bytes() as f64;
-        let due = |kill: &Kill| matches!(kill.at, Moment::Progress(at) if at <= share);
-        while let Some(at) = self.kills.iter().position(due) {
-            let kill = self.kills.remove(at);
-            self.push(Duration::ZERO, Event::Kill(kill.who));
-        }
-    }
-
-    fn kill(&mut self, who: Who) {
-        let dead = match who {
-            Who::Node(node) => node,
-            Who::LeaseHolder => match self.origin.streaming(|blob| self.blobs[blob].layout.size()) {
-                Some(node) => node,
-                None => return,
-            },
-        };
-        if !self.nodes[dead].alive {
-            return;
-        }
-        self.note(11, dead, 0);
-        self.tally.count("deaths");
-        self.nodes[dead].alive = false;
-        let runs: Vec<RunId> =
-            self.origin.streams.keys().filter(|(node, _)| *node == dead).map(|(_, run)| *run).collect();
-        for run in runs {
-            self.stop_stream(dead, run);
-        }
-        let detect = self.plan.detect.0;
-        let touched = self.asks.iter().filter(|(_, ask)| ask.sender == dead || ask.receiver == dead);
-        let touched: Vec<(AskId, Ask)> = touched.map(|(id, ask)| (*id, *ask)).collect();
-        for (id, ask) in touched {
-            let wasted = self.end_upload(id);
-            self.tally.wasted_bytes += wasted;
-            self.asks.remove(&id);
-            if ask.receiver == dead && ask.stage != Stage::Done {
-                self.push(detect, Event::Swarm(ask.sender, Input::Served { ask: id }));
-            }
-        }
-        for node in 0..self.nodes.len() {
-            if self.nodes[node].connected.contains(&dead) {
-                self.push(detect, Event::Lost { node, dead });
-            }
-        }
-        self.push(detect, Event::Removed(dead));
-    }
-
-    fn report(mut self) -> Report {
-        let seconds = |time: Time| time.since(Time::ZERO).as_secs_f64();
-        let survivors = || self.nodes.iter().filter(|node| node.alive);
-        let mut times: Vec<f64> = survivors()
-            .filter_map(|node| node.completed().map(|time| time.since(node.begins).as_secs_f64()))
-            .collect();
-        times.sort_unstable_by(f64::total_cmp);
-        let last = survivors().map(|node| seconds(node.completed().unwrap_or(self.now))).fold(0.0, f64::max);
-        let mut unmet: Vec<String> = self.checks.breaches().to_vec();
-        let breaches = self.checks.count();
-        if breaches > unmet.len() as u64 {
-            unmet.push(format!("{breaches} breaches in all"));
-        }
-        for (at, node) in self.nodes.iter().enumerate().filter(|(_, node)| node.alive && !node.is_complete()) {
-            let views: Vec<String> =
-                node.swarm.fetches().map(|view| format!("{} of {} chunks", view.have, view.chunks)).collect();
-            let failed: Vec<_> = node.holdings.iter().filter_map(|holding| holding.failed).collect();
-            unmet.push(format!("node {at} did not get its layers: {} {failed:?}", views.join(", ")));
-        }
-        unmet.truncate(40);
-        let bytes = self.plan.bytes().max(1) as f64;
-        let bound = self.bound.as_secs_f64();
-        let events = self.tally.counts.remove("events").unwrap_or(0);
-        let width = bound / BINS as f64;
-        let nodes = self.nodes.len() as f64;
-        let all = nodes * self.plan.link_down.bytes_per_second() as f64;
-        let (up, rate) = (self.plan.link_up.bytes_per_second() as f64, self.plan.origin_rate.bytes_per_second() as f64);
-        let timeline = self.tally.bins.iter().enumerate().map(|(at, bin)| {
-            let width = if at < BINS { width } else { (last - bound).max(1e-9) };
-            Usage {
-                down: bin.down as f64 / width / all,
-                origin: bin.origin as f64 / width / rate,
-                holders_up: bin.holders_up as f64 / width / up,
-            }
-        });
-        Report {
-            bound_s: bound,
-            p50_s: percentile(&times, 0.5),
-            p99_s: percentile(&times, 0.99),
-            max_s: last,
-            max_over_bound: last / bound,
-            origin_copies: self.origin.bytes.iter().sum::<u64>() as f64 / bytes,
-            origin_blob_gets: self.origin.gets.iter().sum(),
-            duplicate_ratio: self.tally.wasted_bytes as f64 / self.tally.useful_bytes.max(1) as f64,
-            control_bytes_per_node: self.tally.control_bytes as f64 / nodes,
-            unmet,
-            events,
-            wall_s: 0.0,
-            trace: format!("{:016x}", self.trace),
-            counts: self.tally.counts.iter().map(|(what, count)| ((*what).to_owned(), *count)).collect(),
-            timeline: timeline.collect(),
-        }
-    }
-}
-
-fn ask_mut(asks: &mut BTreeMap<AskId, Ask>, id: AskId) -> &mut Ask {
-    asks.get_mut(&id).expect("looked up a moment ago")
 }
 
 /// A number for the trace.
@@ -804,7 +498,17 @@ const fn kind(input: &Input) -> u64 {
         Input::Sealed { .. } => 6,
         Input::Disconnected { .. } => 7,
         Input::Served { .. } => 8,
-        _ => 9,
+        Input::Wanted { .. }
+        | Input::Held { .. }
+        | Input::Forgotten { .. }
+        | Input::Connected { .. }
+        | Input::Asked { .. }
+        | Input::Pulled { .. }
+        | Input::OriginOpened { .. }
+        | Input::OriginProgress { .. }
+        | Input::OriginChunk { .. }
+        | Input::OriginEnded { .. }
+        | Input::Elapsed => 9,
     }
 }
 

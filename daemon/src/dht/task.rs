@@ -34,7 +34,8 @@ use crate::dht::{
     swarm::{Behaviour, BehaviourEvent, KAD_PROTOCOL},
 };
 
-/// Without any peer, the seeds are tried again after this; twice as long each time, up to the maximum.
+/// After a start or a loss the seeds are tried again after this; twice as long each time, without any peer up to the
+/// maximum.
 const LONELY_MIN: Duration = Duration::from_millis(250);
 const LONELY_MAX: Duration = Duration::from_secs(5);
 
@@ -209,6 +210,7 @@ impl Task {
                 tracing::debug!(peer = %peer_id, ?cause, "connection closed");
                 self.links.remove(&connection_id);
                 if num_established == 0 {
+                    self.look_again_soon();
                     self.on_disconnected(peer_id);
                 }
             }
@@ -409,9 +411,16 @@ impl Task {
                 self.join.own.insert(address);
             }
         }
-        let pause = if lonely { self.join.pause } else { SETTLED };
-        self.join.pause = if lonely { (pause * 2).min(LONELY_MAX) } else { LONELY_MIN };
+        let pause = self.join.pause;
+        self.join.pause = (pause * 2).min(if lonely { LONELY_MAX } else { SETTLED });
         self.join.next_round = Instant::now() + pause.mul_f64(rand::random_range(0.5..1.5));
+    }
+
+    /// A peer is gone. If it was a seed that restarts, it may know nobody: look for it soon, then ever less often.
+    fn look_again_soon(&mut self) {
+        let soon = Instant::now() + LONELY_MIN.mul_f64(rand::random_range(0.5..1.5));
+        self.join.pause = LONELY_MIN;
+        self.join.next_round = self.join.next_round.min(soon);
     }
 
     /// Closes every connection in good order, so that the peers know at once.

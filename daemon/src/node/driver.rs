@@ -25,7 +25,12 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Flights, NodeFetch, Want, flight::Flight, parts::Parts};
+use super::{
+    Flights, NodeFetch, Want,
+    flight::Flight,
+    parts::Parts,
+    vouched::{Shelf, Vouched},
+};
 use crate::{
     identity,
     origin::{OriginError, Source},
@@ -61,7 +66,7 @@ pub(super) enum Fact {
     /// A wanted blob was in the store already.
     Stored { digest: Digest, sealed: SealedBlob },
     /// A sealed blob was opened because a peer asked about it.
-    Opened { digest: Digest, sealed: Option<SealedBlob> },
+    Opened { digest: Digest, sealed: Option<Arc<Vouched>> },
     /// Room was made for a blob, or not.
     Room { digest: Digest, partial: std::io::Result<PartialBlob> },
     /// A blob was sealed, or could not be.
@@ -134,8 +139,11 @@ pub(super) struct Driver {
     pub(super) swarm: Swarm,
     pub(super) tracker: Tracker,
     pub(super) jobs: HashMap<Digest, Arc<Job>>,
-    /// Files of sealed blobs that peers read.
-    pub(super) held: HashMap<Digest, BlobFile>,
+    /// Sealed blobs that peers read.
+    pub(super) held: HashMap<Digest, Arc<Vouched>>,
+    pub(super) shelf: Arc<Shelf>,
+    /// When the claim of a fetch was saved last.
+    pub(super) saved: HashMap<Digest, Instant>,
     pub(super) pulls: HashMap<PullId, AbortHandle>,
     pub(super) runs: HashMap<RunId, AbortHandle>,
     pub(super) asks: HashMap<AskId, Asked>,
@@ -150,7 +158,7 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    pub(super) fn new(parts: Arc<Parts>, flights: Flights, tasks: TaskTracker) -> Self {
+    pub(super) fn new(parts: Arc<Parts>, flights: Flights, shelf: Arc<Shelf>, tasks: TaskTracker) -> Self {
         let me = parts.identity.peer();
         let (facts, facts_in) = mpsc::channel(FACTS_MAX);
         let (limits, seed) = (parts.limits.clone(), rand::random());
@@ -162,6 +170,8 @@ impl Driver {
             tasks,
             jobs: HashMap::new(),
             held: HashMap::new(),
+            shelf,
+            saved: HashMap::new(),
             pulls: HashMap::new(),
             runs: HashMap::new(),
             asks: HashMap::new(),
@@ -358,13 +368,19 @@ impl Driver {
                 resumed.segments.into_iter().filter(|segment| is_signed(&digest, size, segment)).collect();
             swarm::Restored { size, segments, have: resumed.verified }
         });
+        if self.swarm.fetch(&digest).is_some_and(|view| view.complete) {
+            // The store has lost what the machine still offers to peers.
+            self.held.remove(&digest);
+            self.swarm(Input::Forgotten { digest });
+        }
         self.swarm(Input::Wanted { digest, restored });
     }
 
-    fn opened(&mut self, digest: Digest, sealed: Option<SealedBlob>) {
+    fn opened(&mut self, digest: Digest, sealed: Option<Arc<Vouched>>) {
         if let Some(sealed) = sealed {
-            self.held.insert(digest, sealed.file);
-            self.swarm(Input::Held { digest, size: sealed.layout.size(), segments: sealed.segments });
+            let (size, segments) = (sealed.layout().size(), sealed.segments().to_vec());
+            self.held.insert(digest, sealed);
+            self.swarm(Input::Held { digest, size, segments });
         }
         for waiting in self.opening.remove(&digest).unwrap_or_default() {
             match waiting {
@@ -405,7 +421,9 @@ impl Driver {
             }
             return;
         }
+        // States that are known already teach nothing: no need for the signature that most copies of a segment cost.
         if let Message::Segment { digest, size, segment } = &message
+            && !self.swarm.agrees(digest, *size, segment)
             && !is_signed(digest, *size, segment)
         {
             tracing::warn!(%peer, author = %segment.author, "a segment with a bad signature; closing the connection");
@@ -435,14 +453,19 @@ impl Driver {
             return;
         }
         self.opening.insert(digest, vec![waiting]);
-        let parts = Arc::clone(&self.parts);
-        self.blocking(move || {
-            let sealed = parts.store.open_sealed(&digest).and_then(|sealed| with_chain(&parts, &digest, sealed));
-            let sealed = sealed.unwrap_or_else(|error| {
-                tracing::error!(digest = %digest.short(), %error, "cannot open a sealed blob");
-                None
-            });
-            Fact::Opened { digest, sealed }
+        let (shelf, facts) = (Arc::clone(&self.shelf), self.facts.clone());
+        self.tasks.spawn(async move {
+            let sealed = match shelf.take(digest).await {
+                Ok(sealed) => sealed,
+                Err(error) => {
+                    tracing::error!(digest = %digest.short(), %error, "cannot open a sealed blob");
+                    if error.kind() == std::io::ErrorKind::InvalidData {
+                        shelf.discard(digest).await;
+                    }
+                    None
+                }
+            };
+            facts.send(Fact::Opened { digest, sealed }).await.ok();
         });
     }
 
@@ -467,21 +490,6 @@ impl Driver {
             self.flights.end(&digest, Err(super::OpenError::Overloaded("the daemon is shutting down")));
         }
     }
-}
-
-/// Gives a sealed blob whose chain was lost a new one, signed by this node: its bytes are proven.
-fn with_chain(parts: &Parts, digest: &Digest, sealed: Option<SealedBlob>) -> std::io::Result<Option<SealedBlob>> {
-    let mut sealed = match sealed {
-        Some(sealed) if sealed.segments.is_empty() => sealed,
-        sealed => return Ok(sealed),
-    };
-    let Some((states, found)) = crate::verify::derive(&sealed.file)? else { return Ok(Some(sealed)) };
-    if found != *digest {
-        return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "the file no longer matches its digest"));
-    }
-    sealed.segments = super::obey::sign_chain(parts, digest, sealed.layout.size(), &states);
-    parts.store.save_chain(digest, &sealed.segments)?;
-    Ok(Some(sealed))
 }
 
 fn is_signed(digest: &Digest, size: u64, segment: &shoal_proto::claim::Segment) -> bool {

@@ -1,6 +1,10 @@
 //! Obeying the swarm machine: every order becomes a call that does not wait, or a task that reports a fact.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use shoal_proto::{
@@ -19,6 +23,7 @@ use super::{
     driver::{Driver, Fact, Job},
     origin_run::{Run, sign},
     parts::Parts,
+    vouched::{Shelf, Vouched},
 };
 use crate::{
     quic::PullError,
@@ -29,8 +34,8 @@ use crate::{
 /// Backstop of a pull; the machine gives slow ones up much earlier.
 const PULL_DEADLINE: Duration = Duration::from_secs(60);
 
-/// How many chunks arrive between two savings of a partial blob's claim: what a crash can cost.
-const CHUNKS_PER_SAVE: u32 = 64;
+/// Time between two savings of a partial blob's claim: what arrived since the last one is lost in a crash.
+const SAVE_INTERVAL: Duration = Duration::from_millis(500);
 
 impl Driver {
     pub(super) fn obey(&mut self, order: Output) {
@@ -99,7 +104,7 @@ impl Driver {
     }
 
     /// The store made room: chunks can be written, readers can be shown what is here.
-    pub(super) fn room(&mut self, digest: Digest, partial: std::io::Result<PartialBlob>) {
+    pub(super) fn room(&mut self, digest: Digest, partial: io::Result<PartialBlob>) {
         let Some(job) = self.jobs.get(&digest) else { return };
         match partial {
             Ok(partial) => {
@@ -142,13 +147,11 @@ impl Driver {
     fn serve(&mut self, id: AskId) {
         let Some(asked) = self.asks.remove(&id) else { return };
         let Ask { digest, chunk } = asked.ask;
-        let file = self.held.get(&digest).cloned().or_else(|| {
-            let partial = self.jobs.get(&digest)?.partial.borrow();
-            Some(partial.as_ref()?.as_ref()?.file().clone())
-        });
-        let (parts, facts) = (Arc::clone(&self.parts), self.facts.clone());
+        let held = self.held.get(&digest).cloned();
+        let partial = self.jobs.get(&digest).and_then(|job| job.partial.borrow().clone()).flatten();
+        let (parts, shelf, facts) = (Arc::clone(&self.parts), Arc::clone(&self.shelf), self.facts.clone());
         self.tasks.spawn(async move {
-            match read_chunk(file, chunk).await {
+            match read_chunk(&parts, &shelf, (digest, chunk), held, partial).await {
                 Ok(bytes) => {
                     let count = bytes.len() as u64;
                     match asked.reply.send(vec![bytes]).await {
@@ -170,7 +173,9 @@ impl Driver {
     fn arrived(&mut self, digest: Digest, chunk: ChunkIndex) {
         let Some(job) = self.jobs.get(&digest) else { return };
         job.flight.arrived(chunk);
-        if self.swarm.fetch(&digest).is_some_and(|view| view.have % CHUNKS_PER_SAVE == 0) {
+        let saved = *self.saved.entry(digest).or_insert_with(Instant::now);
+        if saved.elapsed() >= SAVE_INTERVAL {
+            self.saved.insert(digest, Instant::now());
             self.save_claim(&digest);
         }
     }
@@ -203,8 +208,9 @@ impl Driver {
         });
     }
 
-    pub(super) fn sealed(&mut self, digest: Digest, sealed: std::io::Result<(BlobFile, Vec<Segment>)>) {
+    pub(super) fn sealed(&mut self, digest: Digest, sealed: io::Result<(BlobFile, Vec<Segment>)>) {
         let job = self.jobs.remove(&digest);
+        self.saved.remove(&digest);
         match sealed {
             Ok((file, segments)) => {
                 if let Some(job) = &job {
@@ -212,7 +218,9 @@ impl Driver {
                     self.parts.metrics.fetch_seconds.observe(job.started.elapsed().as_secs_f64());
                 }
                 tracing::info!(%digest, bytes = file.size(), "sealed");
-                self.held.insert(digest, file);
+                if let Some(blob) = Vouched::proven(digest, file, segments.clone()) {
+                    self.held.insert(digest, self.shelf.put(blob));
+                }
                 self.swarm(Input::Sealed { digest, segments });
             }
             Err(error) => {
@@ -242,6 +250,7 @@ impl Driver {
 
     fn failed(&mut self, digest: Digest, why: FetchError) {
         self.parts.metrics.fetches_failed.inc();
+        self.saved.remove(&digest);
         let job = self.jobs.remove(&digest);
         let origin = job.as_ref().and_then(|job| job.origin_error());
         let error = match why {
@@ -309,12 +318,30 @@ pub(super) async fn partial_of(job: &Job) -> Option<PartialBlob> {
     made.clone().flatten()
 }
 
-async fn read_chunk(file: Option<BlobFile>, chunk: ChunkIndex) -> std::io::Result<Bytes> {
-    let file = file.ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotFound))?;
-    let layout = Layout::new(file.size()).ok_or_else(|| std::io::Error::from(std::io::ErrorKind::InvalidData))?;
+/// Reads a chunk for a peer. Those of sealed blobs are made sure of first: a node must not earn a bad name through its disk.
+async fn read_chunk(
+    parts: &Parts,
+    shelf: &Shelf,
+    (digest, chunk): (Digest, ChunkIndex),
+    held: Option<Arc<Vouched>>,
+    partial: Option<PartialBlob>,
+) -> io::Result<Bytes> {
+    let (file, layout) = match (held, partial) {
+        (Some(held), _) => {
+            if let Err(error) = held.ensure(&parts.verifier, chunk).await {
+                if error.kind() == io::ErrorKind::InvalidData {
+                    shelf.discard(digest).await;
+                }
+                return Err(error);
+            }
+            (held.file().clone(), held.layout())
+        }
+        (None, Some(partial)) => (partial.file().clone(), partial.layout()),
+        (None, None) => return Err(io::Error::from(io::ErrorKind::NotFound)),
+    };
     let range = layout.range(chunk);
     let read = move || file.read(range.start, (range.end - range.start) as usize);
-    spawn_blocking(read).await.map_err(std::io::Error::other)?
+    spawn_blocking(read).await.map_err(io::Error::other)?
 }
 
 /// All states of a chain that is whole.

@@ -6,7 +6,7 @@ use shoal_proto::limits::Limits;
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Flights, Node, Shared, driver::Driver};
+use super::{Flights, Node, Shared, driver::Driver, vouched::Shelf};
 use crate::{
     dht::Dht,
     identity::Identity,
@@ -53,15 +53,17 @@ impl Node {
         let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
         let parts = Arc::new(parts);
         let flights = Flights::default();
+        let shelf = Arc::new(Shelf::new(Arc::clone(&parts)));
         let shared = Shared {
             commands,
             store: parts.store.clone(),
             sealed_only: parts.sealed_only,
             readers: std::sync::atomic::AtomicU64::new(1),
             flights: flights.clone(),
+            shelf: Arc::clone(&shelf),
             parts: Arc::clone(&parts),
         };
-        let driver = Driver::new(parts, flights, tasks.clone());
+        let driver = Driver::new(parts, flights, shelf, tasks.clone());
         tasks.spawn(driver.run(receiver, events, shutdown));
         Self { shared: Arc::new(shared) }
     }

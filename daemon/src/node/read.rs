@@ -11,8 +11,9 @@ use super::{
     driver::Command,
     flight::{Flight, Progress},
     through::Through,
+    vouched::{Shelf, Vouched},
 };
-use crate::store::BlobFile;
+use crate::{store::BlobFile, verify::Verifier};
 
 /// Bytes read from the disk at once: large enough to amortise the hop to the blocking pool, small enough for memory.
 const PIECE_BYTES: u64 = 512 * 1024;
@@ -29,7 +30,7 @@ pub struct Blob {
 
 #[derive(Debug)]
 enum Source {
-    Sealed(BlobFile),
+    Sealed(Arc<Vouched>, Keeper),
     Flight(Arc<Flight>, Watch),
     Through(Box<Through>),
 }
@@ -57,8 +58,8 @@ impl Drop for Watch {
 }
 
 impl Blob {
-    pub(super) const fn sealed(file: BlobFile, size: u64) -> Self {
-        Self { size, source: Source::Sealed(file) }
+    pub(super) fn sealed(blob: Arc<Vouched>, keeper: Keeper) -> Self {
+        Self { size: blob.layout().size(), source: Source::Sealed(blob, keeper) }
     }
 
     pub(super) const fn arriving(flight: Arc<Flight>, watch: Watch, size: u64) -> Self {
@@ -83,7 +84,7 @@ impl Blob {
         let range = range.start.min(self.size)..range.end.min(self.size);
         let source = match self.source {
             Source::Through(through) => return through.read(range),
-            Source::Sealed(file) => Arc::new(Stored::Sealed(file)),
+            Source::Sealed(blob, keeper) => Arc::new(Stored::Sealed(blob, keeper)),
             Source::Flight(flight, watch) => Arc::new(Stored::Flight(flight, watch)),
         };
         let pieces = stream::iter(Pieces { range });
@@ -97,9 +98,17 @@ impl Blob {
     }
 }
 
+/// What a reader of a sealed blob needs to check it, and to have it removed.
+#[derive(Debug, Clone)]
+pub(super) struct Keeper {
+    pub(super) verifier: Verifier,
+    pub(super) shelf: Arc<Shelf>,
+    pub(super) digest: Digest,
+}
+
 /// A blob that the store has, or will have.
 enum Stored {
-    Sealed(BlobFile),
+    Sealed(Arc<Vouched>, Keeper),
     Flight(Arc<Flight>, Watch),
 }
 
@@ -122,12 +131,28 @@ impl Iterator for Pieces {
 impl Stored {
     async fn piece(&self, piece: Range<u64>) -> io::Result<Bytes> {
         let file = match self {
-            Self::Sealed(file) => file.clone(),
+            Self::Sealed(blob, keeper) => keeper.checked(blob, &piece).await?,
             Self::Flight(flight, watch) => arrival(flight, watch, &piece).await?,
         };
         task::spawn_blocking(move || file.read(piece.start, (piece.end - piece.start) as usize))
             .await
             .map_err(io::Error::other)?
+    }
+}
+
+impl Keeper {
+    /// Makes sure of all chunks of a piece. A blob that has rotted leaves the store.
+    async fn checked(&self, blob: &Vouched, piece: &Range<u64>) -> io::Result<BlobFile> {
+        let (first, last) = (blob.layout().chunk_at(piece.start), blob.layout().chunk_at(piece.end - 1));
+        for chunk in (first.0..=last.0).map(ChunkIndex) {
+            if let Err(error) = blob.ensure(&self.verifier, chunk).await {
+                if error.kind() == io::ErrorKind::InvalidData {
+                    self.shelf.discard(self.digest).await;
+                }
+                return Err(error);
+            }
+        }
+        Ok(blob.file().clone())
     }
 }
 

@@ -166,7 +166,11 @@ impl Puller {
     }
 
     async fn begin(&self, target: &Target, part: Part, beginnings: u32) -> Result<Flying, PullError> {
-        let fetch = self.node.fetch(target.want(&part)).await.map_err(|source| PullError::Part { part, source })?;
+        let fetch = self
+            .node
+            .fetch(target.want(&part))
+            .await
+            .map_err(|source| PullError::Part { part: part.into(), source })?;
         Ok(Flying { part, stirs: fetch.advance().stirs, fetch, beginnings, told: None })
     }
 
@@ -189,10 +193,10 @@ async fn first(flying: &[Flying]) -> (usize, Result<u64, OpenError>) {
 fn judge(landed: &Flying, end: Result<u64, OpenError>) -> Result<Option<u64>, PullError> {
     let part = landed.part;
     match end {
-        Ok(size) if part.size.is_some_and(|said| said != size) => Err(PullError::Size { part, size }),
+        Ok(size) if part.size.is_some_and(|said| said != size) => Err(PullError::Size { part: part.into(), size }),
         Ok(size) => Ok(Some(size)),
         // A claim was false; the node has begun anew, from the origin.
         Err(OpenError::Corrupt) if landed.beginnings < BEGINNINGS_MAX => Ok(None),
-        Err(source) => Err(PullError::Part { part, source }),
+        Err(source) => Err(PullError::Part { part: part.into(), source }),
     }
 }

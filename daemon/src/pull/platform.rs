@@ -35,7 +35,8 @@ impl Platform {
         };
         let variant = variant.or_else(|| implied.map(str::to_owned));
         // The baselines, which most indexes leave out.
-        let baseline = matches!((architecture.as_str(), variant.as_deref()), ("amd64", Some("v1")) | ("arm64", Some("v8")));
+        let baseline =
+            matches!((architecture.as_str(), variant.as_deref()), ("amd64", Some("v1")) | ("arm64", Some("v8")));
         Self { os, architecture, variant: variant.filter(|_| !baseline) }
     }
 
@@ -129,7 +130,8 @@ mod tests {
 
     #[test]
     fn the_image_for_the_platform_is_chosen_and_never_one_that_does_not_run() {
-        let usual = ["linux/amd64", "unknown/unknown", "linux/arm/v6", "linux/arm/v7", "linux/arm64/v8", "?", "windows/amd64"];
+        let usual =
+            ["linux/amd64", "unknown/unknown", "linux/arm/v6", "linux/arm/v7", "linux/arm64/v8", "?", "windows/amd64"];
         for (wanted, at) in [
             ("linux/amd64", Some(0)),
             ("linux/arm64", Some(4)),

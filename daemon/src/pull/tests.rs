@@ -153,8 +153,7 @@ async fn world(shelf: Shelf) -> World {
 async fn bind(identity: &Identity, events: mpsc::Sender<PlaneEvent>) -> (Dht, DataPlane) {
     for _ in 0..16 {
         let listen = (Ipv4Addr::LOCALHOST, 0).into();
-        let settings =
-            DhtConfig { listen, identity: identity.clone(), secret: Secret::none(), bootstrap: Vec::new() };
+        let settings = DhtConfig { listen, identity: identity.clone(), secret: Secret::none(), bootstrap: Vec::new() };
         let (dht, listen) = Dht::start(settings).await.unwrap();
         let settings = DataPlaneConfig::new(listen, identity.clone(), Secret::none());
         if let Ok(plane) = DataPlane::bind(settings, events.clone()) {
@@ -211,7 +210,9 @@ async fn an_image_comes_with_all_its_parts_and_only_for_the_platform() {
         assert!(lines.contains(&PullProgress::Layer { digest, size, have: size }), "{lines:?}");
         assert_eq!(world.store.sealed_size(&digest), Some(size));
     }
-    assert!(matches!(lines.last(), Some(PullProgress::Done { digest, bytes: all, .. }) if *digest == index && *all == bytes));
+    assert!(
+        matches!(lines.last(), Some(PullProgress::Done { digest, bytes: all, .. }) if *digest == index && *all == bytes)
+    );
     assert!(world.store.sealed_size(&index).is_some() && world.store.sealed_size(&wanted).is_some());
     assert_eq!(world.store.sealed_size(&other), None);
     assert_eq!(world.store.list().len(), 7);

@@ -175,17 +175,21 @@ fn make_room(entries: &mut HashMap<Key, Entry>, now: Instant) -> bool {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
-    use std::sync::atomic::Ordering::Relaxed;
+    use std::sync::{LazyLock, atomic::Ordering::Relaxed};
 
     use futures_util::future::join_all;
 
     use super::{super::fake::Fake, *};
+    use crate::origin::Upstream;
 
     const HOUR: Duration = Duration::from_secs(3600);
 
+    /// One for all questions: making an upstream loads the system's certificates.
+    static UPSTREAM: LazyLock<Arc<Upstream>> = LazyLock::new(|| super::super::fake::upstream("registry.test"));
+
     fn question(tag: &str, accept: &str) -> TagQuestion {
         TagQuestion {
-            upstream: super::super::fake::upstream("registry.test"),
+            upstream: Arc::clone(&UPSTREAM),
             repository: String::from("team/x"),
             tag: tag.to_owned(),
             accept: accept.to_owned(),

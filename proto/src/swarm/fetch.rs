@@ -70,6 +70,10 @@ pub(super) struct Content {
     /// The signed states that the chain was made of, in order.
     pub(super) segments: Vec<Segment>,
     pub(super) have: ChunkSet,
+    /// The peer that brought the last new states.
+    pub(super) feeder: Option<PeerId>,
+    /// When states were last asked for again.
+    pub(super) states_asked: Time,
     /// Chunks that we were shown first.
     pub(super) fresh: BTreeSet<ChunkIndex>,
     /// Chunks that are being pulled.
@@ -107,6 +111,8 @@ impl Content {
             chain,
             segments: Vec::new(),
             have,
+            feeder: None,
+            states_asked: Time::ZERO,
             fresh: BTreeSet::new(),
             busy: ChunkSet::empty(count),
             rarity: vec![0; count as usize],
@@ -124,7 +130,7 @@ impl Content {
     }
 
     /// The chunks in front of which all states are known end here.
-    fn verifiable_end(&self) -> ChunkIndex {
+    pub(super) fn verifiable_end(&self) -> ChunkIndex {
         if self.chain.is_whole() { ChunkIndex(self.layout().count()) } else { self.chain.frontier() }
     }
 
@@ -253,6 +259,14 @@ impl Fetch {
 
     pub(super) fn segments(&self) -> &[Segment] {
         self.content.as_ref().map_or(&[], |content| &content.segments)
+    }
+
+    pub(super) fn agrees(&self, size: u64, segment: &Segment) -> bool {
+        self.content.as_ref().is_some_and(|content| {
+            let from = segment.from.at();
+            let known = content.chain.states().get(from..from.saturating_add(segment.states.len()));
+            content.layout().size() == size && known == Some(segment.states.as_slice())
+        })
     }
 
     pub(super) fn view(&self) -> FetchView {

@@ -14,6 +14,9 @@ use crate::{
     wire::{GOT_CHUNKS_MAX, Message},
 };
 
+/// States that are missing are asked for again after so long.
+const STATES_PATIENCE: Duration = Duration::from_millis(50);
+
 /// A peer in one fetch.
 #[derive(Debug, Default)]
 pub(super) struct Remote {
@@ -26,6 +29,8 @@ pub(super) struct Remote {
     pub(super) have: Option<ChunkSet>,
     /// Up to which chunk it knows the states.
     pub(super) frontier: ChunkIndex,
+    /// We told it that we need no states from it.
+    pruned: bool,
     /// Our pulls on their way from it.
     pub(super) pulls: usize,
     busy_until: Option<Time>,
@@ -89,7 +94,10 @@ impl Fetch {
         }
     }
 
-    fn subscribe(&self, cx: &mut Context<'_>, peer: PeerId) {
+    fn subscribe(&mut self, cx: &mut Context<'_>, peer: PeerId) {
+        if let Some(remote) = self.remotes.get_mut(&peer) {
+            remote.pruned = false;
+        }
         let frontier = self.content.as_ref().map_or(ChunkIndex::FIRST, |content| content.chain.frontier());
         cx.send(peer, Message::Subscribe { digest: self.digest, frontier });
     }
@@ -121,9 +129,9 @@ impl Fetch {
                 }
             }
             Message::Have { size, chunks, .. } => self.they_have(cx, peer, size, chunks),
-            Message::Got { chunks, .. } => self.they_got(peer, &chunks),
+            Message::Got { chunks, .. } => self.they_got(cx, peer, &chunks),
             Message::Fresh { chunks, .. } => {
-                self.they_got(peer, &chunks);
+                self.they_got(cx, peer, &chunks);
                 if let Some(content) = &mut self.content {
                     let layout = content.layout();
                     content.fresh.extend(chunks.into_iter().filter(|chunk| layout.contains(*chunk)));
@@ -147,12 +155,16 @@ impl Fetch {
             return;
         }
         let back = self.is_fetching() && !self.solo;
+        let known = self.remotes.get(&peer).is_some_and(|remote| remote.subscriber);
         let remote = self.remotes.entry(peer).or_default();
         remote.subscriber = true;
         remote.frontier = frontier;
         let back = back && !remote.subscribed;
         remote.subscribed |= back;
-        if self.content.is_some() {
+        let needs_nothing = self.content.as_ref().is_some_and(|content| frontier >= content.layout().last());
+        if known && needs_nothing {
+            // It only says that it gets the states from others.
+        } else if self.content.is_some() {
             self.send_have(cx, peer);
         } else {
             cx.send(peer, Message::Unknown { digest: self.digest });
@@ -196,9 +208,10 @@ impl Fetch {
         }
         remote.answered = true;
         remote.have = Some(chunks);
+        self.ask_states(cx, peer);
     }
 
-    fn they_got(&mut self, peer: PeerId, chunks: &[ChunkIndex]) {
+    fn they_got(&mut self, cx: &mut Context<'_>, peer: PeerId, chunks: &[ChunkIndex]) {
         let (Some(content), Some(remote)) = (&mut self.content, self.remotes.get_mut(&peer)) else { return };
         let Some(have) = &mut remote.have else { return };
         for chunk in chunks {
@@ -206,6 +219,27 @@ impl Fetch {
                 content.rarity[chunk.at()] += 1;
                 content.releases.confirm(*chunk);
             }
+        }
+        self.ask_states(cx, peer);
+    }
+
+    /// Asks a peer for states again if it has chunks that cannot be verified without: whoever sent states before is gone or slow.
+    fn ask_states(&mut self, cx: &mut Context<'_>, peer: PeerId) {
+        let (Some(content), Some(remote)) = (&mut self.content, self.remotes.get(&peer)) else { return };
+        let end = content.verifiable_end();
+        let behind = remote.pruned && remote.offers(|theirs| theirs.last().is_some_and(|last| last >= end));
+        if behind && content.states_asked + STATES_PATIENCE <= cx.now {
+            content.states_asked = cx.now;
+            self.subscribe(cx, peer);
+        }
+    }
+
+    /// A peer sent states that were known: another one is quicker, and this one needs to send no more.
+    fn prune(&mut self, cx: &mut Context<'_>, peer: PeerId) {
+        let (Some(content), Some(remote)) = (&self.content, self.remotes.get_mut(&peer)) else { return };
+        if !remote.pruned && remote.subscribed && content.feeder.is_some_and(|feeder| feeder != peer) {
+            remote.pruned = true;
+            cx.send(peer, Message::Subscribe { digest: self.digest, frontier: content.layout().last() });
         }
     }
 
@@ -221,19 +255,31 @@ impl Fetch {
         remote.frontier = remote.frontier.max(segment.end());
         let known = content.chain.frontier();
         match content.chain.extend(segment.from, &segment.states) {
-            Ok(()) if content.chain.frontier() > known => self.pass_on(cx, segment),
-            Ok(()) | Err(ChainError::Gap) => {}
+            Ok(()) if content.chain.frontier() > known => {
+                content.feeder = Some(peer);
+                self.pass_on(cx, segment);
+            }
+            Ok(()) if segment.author != peer => self.prune(cx, peer),
+            Ok(()) => {}
+            Err(ChainError::Gap) => {
+                if content.states_asked + STATES_PATIENCE <= cx.now {
+                    content.states_asked = cx.now;
+                    self.subscribe(cx, peer);
+                }
+            }
             Err(ChainError::Beyond | ChainError::Contradiction) => self.dispute(cx, peer),
         }
     }
 
-    /// Keeps a segment that brought news and tells it to subscribers that do not know its states.
+    /// Keeps a segment that brought news and tells it to subscribers that do not know its states. Those who have them
+    /// from elsewhere say so, so that the paths by which they come first are left: mostly straight from the author, who
+    /// tells everybody.
     pub(super) fn pass_on(&mut self, cx: &mut Context<'_>, segment: Segment) {
         let Some(content) = &mut self.content else { return };
         let size = content.layout().size();
         for (peer, remote) in &mut self.remotes {
-            if remote.subscriber && remote.frontier < segment.end() {
-                remote.frontier = segment.end();
+            if remote.subscriber && (segment.author == cx.me || remote.frontier < segment.end()) {
+                remote.frontier = remote.frontier.max(segment.end());
                 cx.send(*peer, Message::Segment { digest: self.digest, size, segment: segment.clone() });
             }
         }
@@ -273,6 +319,7 @@ impl Fetch {
             content.rarity[chunk.at()] = content.rarity[chunk.at()].saturating_sub(1);
         }
         content.releases.forget(peer);
+        content.feeder = content.feeder.filter(|feeder| *feeder != peer);
         let lost: Vec<PullId> =
             content.pulls.iter().filter(|(_, pull)| pull.peer == peer).map(|(id, _)| *id).collect();
         for id in lost {

@@ -1,0 +1,177 @@
+//! Sealed blobs as this process serves them: each chunk is hashed again before its first byte leaves, because disks rot.
+//!
+//! A chunk that was verified since the process started is not hashed again: its bytes are most likely in the page cache,
+//! and readers verify what peers send anyway.
+
+use std::{
+    collections::HashMap,
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use shoal_proto::{
+    chain::Chain,
+    chunk::{ChunkIndex, ChunkSet, Layout},
+    claim::Segment,
+    digest::Digest,
+};
+use tokio::task::spawn_blocking;
+
+use super::{obey::sign_chain, parts::Parts};
+use crate::{
+    store::{BlobFile, SealedBlob},
+    verify::Verifier,
+};
+
+/// Open files of sealed blobs that are kept at hand.
+const OPEN_MAX: usize = 1024;
+
+/// A sealed blob, and which of its chunks this process has seen to be right.
+#[derive(Debug)]
+pub(super) struct Vouched {
+    digest: Digest,
+    file: BlobFile,
+    layout: Layout,
+    /// None for digests without chains: those are checked as a whole.
+    chain: Option<Chain>,
+    segments: Vec<Segment>,
+    checked: Mutex<ChunkSet>,
+}
+
+impl Vouched {
+    /// A blob whose every chunk was verified by this process.
+    pub(super) fn proven(digest: Digest, file: BlobFile, segments: Vec<Segment>) -> Option<Self> {
+        let layout = Layout::new(file.size())?;
+        let chain = assemble(digest, layout, &segments);
+        Some(Self { digest, file, layout, chain, segments, checked: Mutex::new(ChunkSet::full(layout.count())) })
+    }
+
+    /// A blob that an earlier process proved. Blocks: a chain that was lost is computed anew.
+    fn open(parts: &Parts, digest: Digest, sealed: SealedBlob) -> io::Result<Self> {
+        let SealedBlob { file, layout, segments, .. } = sealed;
+        let chain = assemble(digest, layout, &segments);
+        if chain.is_some() || Chain::new(digest, layout).is_none() {
+            let checked = Mutex::new(ChunkSet::empty(layout.count()));
+            return Ok(Self { digest, file, layout, chain, segments, checked });
+        }
+        let derived = crate::verify::derive(&file)?;
+        let Some((states, _)) = derived.filter(|(_, found)| *found == digest) else { return Err(rotten(&digest)) };
+        let segments = sign_chain(parts, &digest, layout.size(), &states);
+        parts.store.save_chain(&digest, &segments)?;
+        let chain = assemble(digest, layout, &segments);
+        Ok(Self { digest, file, layout, chain, segments, checked: Mutex::new(ChunkSet::full(layout.count())) })
+    }
+
+    pub(super) const fn file(&self) -> &BlobFile {
+        &self.file
+    }
+
+    pub(super) const fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    pub(super) fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+
+    /// Makes sure that a chunk's bytes on the disk are right.
+    ///
+    /// # Errors
+    /// `InvalidData` if they are not; otherwise what the disk says.
+    pub(super) async fn ensure(&self, verifier: &Verifier, chunk: ChunkIndex) -> io::Result<()> {
+        if self.checked().contains(chunk) {
+            return Ok(());
+        }
+        let Some(chain) = &self.chain else { return self.ensure_whole(verifier).await };
+        let expected = chain.expected(chunk).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        if verifier.read(self.layout, chunk, expected, &self.file).await?.is_none() {
+            return Err(rotten(&self.digest));
+        }
+        self.checked().insert(chunk);
+        Ok(())
+    }
+
+    async fn ensure_whole(&self, verifier: &Verifier) -> io::Result<()> {
+        if verifier.digest_of(&self.file, self.digest.algorithm()).await? != self.digest {
+            return Err(rotten(&self.digest));
+        }
+        *self.checked() = ChunkSet::full(self.layout.count());
+        Ok(())
+    }
+
+    fn checked(&self) -> MutexGuard<'_, ChunkSet> {
+        self.checked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The sealed blobs at hand.
+#[derive(Debug)]
+pub(super) struct Shelf {
+    parts: Arc<Parts>,
+    open: Mutex<HashMap<Digest, Arc<Vouched>>>,
+}
+
+impl Shelf {
+    pub(super) fn new(parts: Arc<Parts>) -> Self {
+        Self { parts, open: Mutex::default() }
+    }
+
+    /// A sealed blob; none if the store does not have it.
+    pub(super) async fn take(&self, digest: Digest) -> io::Result<Option<Arc<Vouched>>> {
+        if self.parts.store.sealed_size(&digest).is_none() {
+            return Ok(None);
+        }
+        if let Some(open) = self.open().get(&digest) {
+            return Ok(Some(Arc::clone(open)));
+        }
+        let parts = Arc::clone(&self.parts);
+        let opened = spawn_blocking(move || {
+            parts.store.open_sealed(&digest)?.map(|sealed| Vouched::open(&parts, digest, sealed)).transpose()
+        });
+        let Some(opened) = opened.await.map_err(io::Error::other)?? else { return Ok(None) };
+        Ok(Some(self.put(opened)))
+    }
+
+    /// Keeps a blob at hand. If it is there already, that one stays.
+    pub(super) fn put(&self, blob: Vouched) -> Arc<Vouched> {
+        let mut open = self.open();
+        if open.len() >= OPEN_MAX {
+            open.retain(|_, blob| Arc::strong_count(blob) > 1);
+        }
+        let digest = blob.digest;
+        let blob = Arc::new(blob);
+        if open.len() >= OPEN_MAX {
+            return blob;
+        }
+        Arc::clone(open.entry(digest).or_insert(blob))
+    }
+
+    /// Takes a blob that has rotted out of the store, so that the next wish fetches it anew.
+    pub(super) async fn discard(&self, digest: Digest) {
+        self.open().remove(&digest);
+        let store = self.parts.store.clone();
+        match spawn_blocking(move || store.remove(&digest)).await {
+            Ok(Ok(_)) => tracing::error!(%digest, "a stored blob no longer matches its digest: removed"),
+            Ok(Err(error)) => tracing::error!(%digest, %error, "a rotten blob cannot be removed"),
+            Err(error) => tracing::error!(%digest, %error, "a rotten blob was not removed"),
+        }
+        self.parts.dht.stop_providing(self.parts.secret.blob_key(&digest));
+    }
+
+    fn open(&self) -> MutexGuard<'_, HashMap<Digest, Arc<Vouched>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The whole chain that segments make, if they do.
+fn assemble(digest: Digest, layout: Layout, segments: &[Segment]) -> Option<Chain> {
+    let mut chain = Chain::new(digest, layout)?;
+    for segment in segments {
+        chain.extend(segment.from, &segment.states).ok()?;
+    }
+    chain.is_whole().then_some(chain)
+}
+
+fn rotten(digest: &Digest) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("the stored bytes of {digest} no longer match it"))
+}

@@ -1,0 +1,87 @@
+//! Streams from the origin to nodes.
+
+use std::time::Duration;
+
+use shoal_proto::{
+    chain::LinkEnd,
+    swarm::{Input, RunId},
+};
+
+use super::{Carrier, Event, World};
+use crate::origin::Stream;
+
+/// How often a node looks at its streams from the origin.
+const LOOK: Duration = Duration::from_millis(250);
+
+impl World {
+    pub(super) fn streaming(&mut self, node: usize, run: RunId) {
+        let Some(stream) = self.origin.streams.get(&(node, run)).copied() else { return };
+        self.note(9, node, run.0);
+        let blob = &self.blobs[stream.blob];
+        let (digest, size, bytes) = (blob.digest, blob.layout.size(), blob.layout.len(stream.chunk));
+        let cap = self.plan.origin_connection_rate.map(|rate| rate.bytes_per_second());
+        let flow = self.net.start(self.now, self.origin.link, self.nodes[node].down, cap, bytes);
+        self.carriers.insert(flow, Carrier::Stream(node, run));
+        self.origin.streams.insert((node, run), Stream { flow: Some(flow), ..stream });
+        self.swarm(node, Input::OriginOpened { digest, run, size });
+        self.push(LOOK, Event::Looked(node, run));
+    }
+
+    /// Tells a node how many bytes of a stream have come, in the middle of chunks too.
+    pub(super) fn look(&mut self, node: usize, run: RunId) {
+        let Some(stream) = self.origin.streams.get(&(node, run)).copied() else { return };
+        let blob = &self.blobs[stream.blob];
+        let left = stream.flow.map_or(0, |flow| self.net.left(self.now, flow));
+        let (digest, bytes) = (blob.digest, stream.bytes + blob.layout.len(stream.chunk).saturating_sub(left));
+        self.note(12, node, bytes);
+        self.swarm(node, Input::OriginProgress { digest, run, bytes });
+        self.push(LOOK, Event::Looked(node, run));
+    }
+
+    /// A chunk came from the origin.
+    pub(super) fn streamed(&mut self, node: usize, run: RunId) {
+        let Some(stream) = self.origin.streams.get_mut(&(node, run)) else { return };
+        let (blob, chunk, flow) = (stream.blob, stream.chunk, stream.flow);
+        let truth = &self.blobs[blob];
+        let bytes = truth.layout.len(chunk);
+        stream.bytes += bytes;
+        stream.chunk = chunk.next();
+        let (so_far, digest, last) = (stream.bytes, truth.digest, truth.layout.last());
+        let end = chunk == last || stream.until == Some(chunk.next());
+        let link_end = if chunk == last { LinkEnd::Digest(digest) } else { LinkEnd::State(truth.state(chunk.next())) };
+        let segment = (chunk != last).then(|| truth.segment(self.nodes[node].peer, chunk, chunk.next()));
+        let next_bytes = if end { 0 } else { truth.layout.len(chunk.next()) };
+        self.origin.bytes[blob] += bytes;
+        self.note(10, node, u64::from(chunk.0));
+        if let Some(flow) = flow {
+            if end {
+                self.carriers.remove(&flow);
+                self.net.stop(self.now, flow);
+                self.origin.streams.remove(&(node, run));
+            } else {
+                self.net.go_on(self.now, flow, next_bytes);
+            }
+        }
+        let new = self.nodes[node].holdings[blob].have.insert(chunk);
+        *(if new { &mut self.tally.useful_bytes } else { &mut self.tally.wasted_bytes }) += bytes;
+        let bin = self.bin();
+        bin.down += bytes;
+        bin.origin += bytes;
+        self.swarm(node, Input::OriginProgress { digest, run, bytes: so_far });
+        self.swarm(node, Input::OriginChunk { digest, run, chunk, end: link_end, segment });
+        if end {
+            self.swarm(node, Input::OriginEnded { digest, run, failure: None });
+        }
+        self.kill_at_progress();
+    }
+
+    pub(super) fn stop_stream(&mut self, node: usize, run: RunId) {
+        let Some(stream) = self.origin.streams.remove(&(node, run)) else { return };
+        let Some(flow) = stream.flow else { return };
+        self.carriers.remove(&flow);
+        let left = self.net.stop(self.now, flow);
+        let sent = self.blobs[stream.blob].layout.len(stream.chunk).saturating_sub(left);
+        self.origin.bytes[stream.blob] += sent;
+        self.tally.wasted_bytes += sent;
+    }
+}
