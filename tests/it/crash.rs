@@ -103,18 +103,16 @@ async fn a_sealed_blob_outlives_a_kill_without_the_origin() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_byte_that_rotted_on_disk_is_not_served_and_is_fetched_again() {
+async fn a_byte_that_rotted_between_two_lives_is_not_served_and_is_fetched_again() {
     let (origin, image, mut daemon) = one_daemon(603, &[5 * MIB]).await;
     let layer = &image.native().layers[0];
     assert!(daemon.blob(REPOSITORY, &layer.digest).await == layer.bytes);
     wait_for_bytes(&daemon, layer, u64::MAX).await;
+    daemon.kill();
     rot(&daemon.data(), &layer.digest, 2 * MIB);
-    for when in ["while it runs", "after a restart"] {
-        let (status, body) = daemon.try_blob(REPOSITORY, &layer.digest).await;
-        assert!(status != 200 || body.is_empty() || body == layer.bytes, "{when}: a wrong byte was served");
-        daemon.kill();
-        daemon.up().await;
-    }
+    daemon.up().await;
+    let (status, body) = daemon.try_blob(REPOSITORY, &layer.digest).await;
+    assert!(status != 200 || body.is_empty() || body == layer.bytes, "a wrong byte was served");
     eventually(TRANSFER, "the blob being whole again", || async {
         let (status, body) = daemon.try_blob(REPOSITORY, &layer.digest).await;
         (status == 200 && body == layer.bytes).then_some(())
