@@ -95,7 +95,7 @@ impl Default for Limits {
             pull_timeout_min: Duration::from_secs(2),
             got_delay: Duration::from_millis(4),
             strikes_max: 4,
-            join_timeout: Duration::from_millis(1200),
+            join_timeout: Duration::from_millis(800),
             trackers_max: 3,
             heartbeat: Duration::from_secs(1),
             lease_heartbeat: Duration::from_millis(400),

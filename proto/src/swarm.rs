@@ -25,7 +25,10 @@ mod serve;
 mod tests;
 mod track;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use rand::SeedableRng;
 use rand_pcg::Pcg64Mcg;
@@ -463,7 +466,12 @@ pub struct FetchView {
 struct Links {
     up: BTreeSet<PeerId>,
     dialing: BTreeSet<PeerId>,
+    /// Trackers that did not answer, and when.
+    silent: BTreeMap<PeerId, Time>,
 }
+
+/// How long a tracker that did not answer is asked last.
+const SILENCE: Duration = Duration::from_secs(10);
 
 /// All that a fetch may touch beside itself.
 struct Context<'a> {
@@ -488,6 +496,16 @@ impl Context<'_> {
 
     fn is_up(&self, peer: PeerId) -> bool {
         peer == self.me || self.links.up.contains(&peer)
+    }
+
+    fn note_silent(&mut self, peer: PeerId) {
+        let now = self.now;
+        self.links.silent.retain(|_, since| *since + SILENCE > now);
+        self.links.silent.insert(peer, now);
+    }
+
+    fn is_silent(&self, peer: PeerId) -> bool {
+        self.links.silent.get(&peer).is_some_and(|since| *since + SILENCE > self.now)
     }
 
     /// Dials unless connected or dialing. Returns whether the connection stands.
@@ -643,6 +661,7 @@ impl Swarm {
     }
 
     fn received(&mut self, now: Time, peer: PeerId, message: Message, out: &mut Vec<Output>) {
+        self.links.silent.remove(&peer);
         let digest = match &message {
             Message::Joined { digest, .. }
             | Message::Revoked { digest, .. }

@@ -358,7 +358,7 @@ impl Fetch {
             pull.map(|time| (time, Timer::Pull)),
             retry.map(|time| (time, Timer::Retry)),
             origin.map(|time| (time, Timer::Origin)),
-            self.tracking.deadline(self.lease.is_some(), limits).map(|time| (time, Timer::Track)),
+            self.tracking.deadline(self.lease.is_some(), self.progressed, limits).map(|time| (time, Timer::Track)),
             Some((self.stall_end(limits), Timer::Stall)),
         ]
         .into_iter()

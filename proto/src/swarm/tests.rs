@@ -407,3 +407,64 @@ fn a_small_blob_goes_to_everybody_too() {
         assert_eq!((world.origin_bytes, world.origin_runs), (size, 1), "{size} bytes");
     }
 }
+
+#[test]
+fn a_tracker_that_died_in_silence_is_left_long_before_its_connection_breaks() {
+    for dead in 0..3 {
+        let mut world = flash_crowd(5);
+        assert!(world.run(Duration::from_secs(10), |world| world.origin_bytes > SIZE / 2));
+        world.nodes[dead].alive = false;
+        assert!(world.run(Duration::from_secs(5), World::all_complete), "node {dead} died: {}", world.describe());
+    }
+}
+
+#[test]
+fn fresh_chunks_are_taken_at_once_beside_all_other_pulls() {
+    let limits = Limits { pulls_max: 2, ..Limits::default() };
+    let mut swarm = Swarm::new(peer(9), limits, 1);
+    let mut out = Vec::new();
+    let layout = Layout::new(SIZE).expect("small");
+    let (many, fresh) = (ChunkSet::full(layout.count()), layout.last());
+    let mut most = many;
+    most.remove(fresh);
+    let states = layout.chunks().map(state).collect();
+    let segment = Segment { author: peer(1), from: ChunkIndex::FIRST, states, signature: Signature([0; 64]) };
+    let digest = digest();
+    let mut tell = |input| {
+        out.clear();
+        swarm.handle(Time::ZERO, input, &mut out);
+        out.iter().filter_map(|order| if let Output::Pull { peer, chunk, .. } = order { Some((*peer, *chunk)) } else { None }).collect::<Vec<_>>()
+    };
+    tell(Input::Wanted { digest, restored: None });
+    let empty = ChunkSet::empty(layout.count());
+    for (from, chunks) in [(1, most), (2, empty)] {
+        tell(Input::Connected { peer: peer(from) });
+        tell(Input::Received { peer: peer(from), message: Message::Subscribe { digest, frontier: ChunkIndex::FIRST } });
+        tell(Input::Received { peer: peer(from), message: Message::Have { digest, size: SIZE, chunks } });
+    }
+    let pulls = tell(Input::Received { peer: peer(1), message: Message::Segment { digest, size: SIZE, segment } });
+    assert_eq!(pulls.len(), 2);
+    let pulls = tell(Input::Received { peer: peer(2), message: Message::Fresh { digest, chunks: vec![fresh] } });
+    assert_eq!(pulls, [(peer(2), fresh)]);
+}
+
+#[test]
+fn a_peer_whose_states_are_known_is_told_to_send_no_more() {
+    let mut swarm = Swarm::new(peer(9), Limits::default(), 1);
+    let mut out = Vec::new();
+    let layout = Layout::new(SIZE).expect("small");
+    let states = layout.chunks().map(state).collect();
+    let segment = Segment { author: peer(1), from: ChunkIndex::FIRST, states, signature: Signature([0; 64]) };
+    let digest = digest();
+    swarm.handle(Time::ZERO, Input::Wanted { digest, restored: None }, &mut out);
+    for from in [1, 2] {
+        swarm.handle(Time::ZERO, Input::Connected { peer: peer(from) }, &mut out);
+        let message = Message::Subscribe { digest, frontier: ChunkIndex::FIRST };
+        swarm.handle(Time::ZERO, Input::Received { peer: peer(from), message }, &mut out);
+        out.clear();
+        let message = Message::Segment { digest, size: SIZE, segment: segment.clone() };
+        swarm.handle(Time::ZERO, Input::Received { peer: peer(from), message }, &mut out);
+        let enough = Output::Send { peer: peer(from), message: Message::Subscribe { digest, frontier: layout.last() } };
+        assert_eq!(out.contains(&enough), from == 2, "{out:?}");
+    }
+}

@@ -1,5 +1,7 @@
 //! A fetch and its trackers: joining, heartbeats, the next tracker when one is silent, and the rationed fallback.
 
+use std::time::Duration;
+
 use rand::RngExt;
 
 use super::{Context, Output, fetch::Fetch};
@@ -10,6 +12,10 @@ use crate::{
     time::Time,
     wire::{Epoch, Join, Message, Standing},
 };
+
+/// A fetch that gets nothing for so long looks whether its tracker is alive. The first that joins becomes the lease
+/// holder, most often the tracker itself, so the two die together, long before the connection is found dead.
+const HUNGER: Duration = Duration::from_millis(500);
 
 /// Where a fetch stands with its trackers.
 #[derive(Debug, Default)]
@@ -27,10 +33,12 @@ enum State {
     Idle,
     /// The DHT was asked.
     Locating { since: Time },
-    /// A tracker was asked, or is being dialled.
+    /// The first tracker was asked, or is being dialled.
     Joining { since: Time },
-    /// A tracker answered; the next heartbeat follows the last one.
-    Joined { beat: Time },
+    /// It was silent; all the others were asked at once.
+    Asking { since: Time },
+    /// A tracker answered; the next heartbeat follows the last one. Heartbeats are answered too: one may still be open.
+    Joined { beat: Time, unanswered: Option<Time> },
     /// No tracker answers; the origin is used from then on.
     Fallback { due: Time },
     /// The whole blob is here and the tracker shall know.
@@ -56,16 +64,30 @@ impl Tracking {
         self.trackers.iter().any(|contact| contact.peer == peer)
     }
 
+    /// Makes the peer the tracker, if it is one of them.
+    fn turn_to(&mut self, peer: PeerId) {
+        if let Some(at) = self.trackers.iter().position(|contact| contact.peer == peer) {
+            self.at = at;
+        }
+    }
+
     fn tracker(&self) -> Option<Contact> {
         self.trackers.get(self.at).copied()
     }
 
-    pub(super) fn deadline(&self, leased: bool, limits: &Limits) -> Option<Time> {
+    /// `progressed`: when the fetch last got anything.
+    pub(super) fn deadline(&self, leased: bool, progressed: Time, limits: &Limits) -> Option<Time> {
         match self.state {
             State::Idle | State::Completing => None,
             State::Locating { since } => Some(since + limits.join_timeout * 3),
-            State::Joining { since } => Some(since + limits.join_timeout),
-            State::Joined { beat } => Some(beat + if leased { limits.lease_heartbeat } else { limits.heartbeat }),
+            State::Joining { since } | State::Asking { since } => Some(since + limits.join_timeout),
+            State::Joined { beat, unanswered } => {
+                let hungry = progressed + HUNGER;
+                let early = hungry.max(beat + limits.lease_heartbeat);
+                let next = if leased { beat + limits.lease_heartbeat } else { early.min(beat + limits.heartbeat) };
+                let silent = unanswered.map(|since| hungry.max(since + limits.join_timeout));
+                Some(silent.map_or(next, |silent| silent.min(next)))
+            }
             State::Fallback { due } => Some(due),
         }
     }
@@ -85,6 +107,8 @@ impl Fetch {
             return;
         }
         trackers.truncate(cx.limits.trackers_max);
+        // Those that did not answer a moment ago come last, so that not every fetch waits for them anew.
+        trackers.sort_by_key(|contact| cx.is_silent(contact.peer));
         self.tracking.trackers = trackers;
         self.tracking.at = 0;
         self.join(cx);
@@ -97,11 +121,10 @@ impl Fetch {
         }
     }
 
-    /// Asks the tracker whose turn it is; without one left, prepares the fallback.
+    /// Asks the first tracker; without any, prepares the fallback.
     fn join(&mut self, cx: &mut Context<'_>) {
         let Some(tracker) = self.tracking.tracker() else {
-            let due = cx.now + fallback_wait(cx);
-            self.tracking.state = State::Fallback { due };
+            self.fall_back(cx);
             return;
         };
         self.tracking.state = State::Joining { since: cx.now };
@@ -110,9 +133,29 @@ impl Fetch {
         }
     }
 
+    /// Gives the tracker up and asks all the others at once: whoever answers first is the new one. Should two give the
+    /// lease to two nodes, the holders' heartbeats to all trackers settle it.
     fn next_tracker(&mut self, cx: &mut Context<'_>) {
-        self.tracking.at += 1;
-        self.join(cx);
+        if let Some(tracker) = self.tracking.tracker() {
+            cx.note_silent(tracker.peer);
+        }
+        let others: Vec<Contact> = self.tracking.trackers.iter().skip(self.tracking.at + 1).copied().collect();
+        self.tracking.at = self.tracking.trackers.len();
+        if others.is_empty() {
+            self.fall_back(cx);
+            return;
+        }
+        self.tracking.state = State::Asking { since: cx.now };
+        for tracker in others {
+            if cx.reach(tracker) {
+                self.send_join(cx, tracker.peer);
+            }
+        }
+    }
+
+    fn fall_back(&mut self, cx: &mut Context<'_>) {
+        let due = cx.now + fallback_wait(cx);
+        self.tracking.state = State::Fallback { due };
     }
 
     fn send_join(&self, cx: &mut Context<'_>, tracker: PeerId) {
@@ -156,7 +199,7 @@ impl Fetch {
     }
 
     pub(super) fn track_due(&mut self, cx: &mut Context<'_>) {
-        let due = self.tracking.deadline(self.lease.is_some(), cx.limits).is_some_and(|due| due <= cx.now);
+        let due = self.tracking.deadline(self.lease.is_some(), self.progressed, cx.limits).is_some_and(|due| due <= cx.now);
         if !due {
             return;
         }
@@ -164,8 +207,14 @@ impl Fetch {
             State::Idle | State::Completing => {}
             State::Locating { .. } => self.join(cx),
             State::Joining { .. } => self.next_tracker(cx),
-            State::Joined { .. } => {
-                self.tracking.state = State::Joined { beat: cx.now };
+            State::Asking { .. } => self.fall_back(cx),
+            State::Joined { unanswered: Some(since), .. }
+                if since + cx.limits.join_timeout <= cx.now && self.progressed + HUNGER <= cx.now =>
+            {
+                self.next_tracker(cx);
+            }
+            State::Joined { unanswered, .. } => {
+                self.tracking.state = State::Joined { beat: cx.now, unanswered: unanswered.or(Some(cx.now)) };
                 self.heartbeat(cx);
             }
             State::Fallback { .. } => {
@@ -184,12 +233,23 @@ impl Fetch {
         lease: Option<Epoch>,
         served: bool,
     ) {
+        if matches!(self.tracking.state, State::Asking { .. }) {
+            self.tracking.turn_to(peer);
+        }
         if !self.tracking.is_at(peer) || !self.is_fetching() {
             return;
         }
-        if !matches!(self.tracking.state, State::Joined { .. }) {
-            self.tracking.state = State::Joined { beat: cx.now };
-        }
+        self.tracking.state = match self.tracking.state {
+            State::Joined { beat, .. } => State::Joined { beat, unanswered: None },
+            State::Idle
+            | State::Locating { .. }
+            | State::Joining { .. }
+            | State::Asking { .. }
+            | State::Fallback { .. }
+            | State::Completing => {
+                State::Joined { beat: cx.now, unanswered: None }
+            }
+        };
         for contact in peers {
             self.meet(cx, *contact);
         }
@@ -202,8 +262,9 @@ impl Fetch {
     pub(super) fn track_connected(&mut self, cx: &mut Context<'_>, peer: PeerId) {
         match self.tracking.state {
             State::Joining { .. } | State::Joined { .. } if self.tracking.is_at(peer) => self.send_join(cx, peer),
-            State::Completing if self.tracking.includes(peer) => self.send_join(cx, peer),
+            State::Completing | State::Asking { .. } if self.tracking.includes(peer) => self.send_join(cx, peer),
             State::Joining { .. }
+            | State::Asking { .. }
             | State::Joined { .. }
             | State::Completing
             | State::Idle
@@ -228,7 +289,7 @@ impl Fetch {
 
 /// A random wait, most often near the end of the window: of many nodes that draw one, few draw an early one, and the
 /// others then find them (truncated exponential, after Nonnenmacher and Biersack's feedback suppression).
-fn fallback_wait(cx: &mut Context<'_>) -> std::time::Duration {
+fn fallback_wait(cx: &mut Context<'_>) -> Duration {
     const STEEPNESS: f64 = 10.0;
     let uniform: f64 = cx.rng.random();
     let share = (uniform * STEEPNESS.exp_m1()).ln_1p() / STEEPNESS;
