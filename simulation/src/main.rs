@@ -36,6 +36,7 @@ enum Command {
 fn run(name: &str, seed: Option<u64>, settings: &[String]) -> Result<Report, PlanError> {
     let mut plan = Plan::load(name, settings)?;
     plan.seed = seed.unwrap_or(plan.seed);
+    #[expect(clippy::disallowed_methods, reason = "how long the run takes in real time is reported beside its result")]
     let start = Instant::now();
     let mut report = World::new(&plan)?.run();
     report.wall_s = start.elapsed().as_secs_f64();
