@@ -152,18 +152,19 @@ impl Story {
     /// As a tracker it keeps everybody waiting, as a peer it has everything.
     fn answer(&self, plane: &DataPlane, peer: PeerId, message: &Message) {
         let digest = self.digest;
-        match message {
-            Message::Join(join) if join.digest == digest => {
-                plane.send(peer, Message::Joined { digest, peers: vec![self.contact], lease: None, served: true }).ok();
+        if let Message::Join(join) = message
+            && join.digest == digest
+        {
+            plane.send(peer, Message::Joined { digest, peers: vec![self.contact], lease: None, served: true }).ok();
+        }
+        if let Message::Subscribe { digest: asked, .. } = message
+            && *asked == digest
+        {
+            let size = self.layout.size();
+            for segment in &self.segments {
+                plane.send(peer, Message::Segment { digest, size, segment: segment.clone() }).ok();
             }
-            Message::Subscribe { digest: asked, .. } if *asked == digest => {
-                let size = self.layout.size();
-                for segment in &self.segments {
-                    plane.send(peer, Message::Segment { digest, size, segment: segment.clone() }).ok();
-                }
-                plane.send(peer, Message::Have { digest, size, chunks: ChunkSet::full(self.layout.count()) }).ok();
-            }
-            _ => {}
+            plane.send(peer, Message::Have { digest, size, chunks: ChunkSet::full(self.layout.count()) }).ok();
         }
     }
 
