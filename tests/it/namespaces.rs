@@ -150,7 +150,7 @@ async fn a_rollout_goes_on_when_the_lease_holder_is_killed() {
     if !available(&PROGRAMS, true) {
         return;
     }
-    let mut site = Site::set(801, &[64 * MIB]).await;
+    let mut site = Site::set(801, &[128 * MIB]).await;
     let image = format!("origin.test/{REPOSITORY}:v1");
     let layer = site.image.native().layers[0].clone();
     let mut daemons: Vec<&mut Daemon> = Vec::new();

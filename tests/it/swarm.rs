@@ -45,7 +45,14 @@ async fn five_nodes_at_once_cost_the_origin_one_copy_and_one_get_a_blob() {
     origin.limit(20 * MIB);
     join_all(cluster.nodes.iter().map(|node| pull(node, &image))).await;
     for content in image.blobs().chain(image.manifests()) {
-        assert_eq!(origin.gets(&content.digest).len(), 1, "GETs of {} ({} bytes)", content.digest, content.size());
+        assert_eq!(
+            origin.gets(&content.digest).len(),
+            1,
+            "GETs of {} ({} bytes)\n{}",
+            content.digest,
+            content.size(),
+            logs(&cluster)
+        );
     }
     assert_eq!(origin.blob_bytes(), image.native().blob_bytes(), "{} copies", copies(&origin, &image));
 }
