@@ -26,7 +26,8 @@ pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 /// One label with its value.
 type Label = [(&'static str, &'static str); 1];
 
-const STATUS_CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+/// Nothing is answered with 1xx.
+const STATUS_CLASSES: [&str; 4] = ["2xx", "3xx", "4xx", "5xx"];
 
 /// Upper bounds of the histograms in seconds: from a blob at hand to the slowest pull that a client waits for.
 const SECONDS: [f64; 13] = [0.001, 0.005, 0.02, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0, 600.0];
@@ -109,13 +110,13 @@ impl Metrics {
         let received = Family::<Label, Counter>::default();
         registry.register_with_unit("received", "Content bytes received, verified or not", Unit::Bytes, received.clone());
         let sent = Family::<Label, Counter>::default();
-        registry.register_with_unit("sent", "Content bytes sent", Unit::Bytes, sent.clone());
+        registry.register_with_unit("sent", "Content bytes sent to peers (whole chunks) and clients", Unit::Bytes, sent.clone());
         let origin = Family::<Label, Counter>::default();
         registry.register("origin_requests", "Requests to origins and their token servers", origin.clone());
         let chunks = Family::<Label, Counter>::default();
         registry.register("chunks", "Chunks from peers and origins, checked against their link", chunks.clone());
         let claims = Family::<Label, Counter>::default();
-        registry.register("claims", "Claims about a blob that were doubted, and those found out", claims.clone());
+        registry.register("claims", "Claims about a blob: contradicted by another one (disputed), or proven false", claims.clone());
         let fallbacks = Family::<Label, Counter>::default();
         registry.register("fallbacks", "Fetches that turned to the origin without a tracker's lease", fallbacks.clone());
         let ended = Family::<Label, Counter>::default();
@@ -191,7 +192,7 @@ impl Metrics {
 
     /// Counts a response of the registry front by its status code, for example 404.
     pub fn count_response(&self, status: u16) {
-        if let Some(class) = usize::from(status / 100).checked_sub(1).and_then(|class| self.responses.get(class)) {
+        if let Some(class) = usize::from(status / 100).checked_sub(2).and_then(|class| self.responses.get(class)) {
             class.inc();
         }
     }
@@ -235,8 +236,8 @@ impl Collector for Stored {
             let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
             gauge.encode(encoder.encode_descriptor(name, help, unit, gauge.metric_type())?)
         };
-        gauge("stored_blobs", "Sealed blobs in the store", None, self.0.sealed_count() as u64)?;
-        gauge("stored", "Bytes that blobs in the store take or have reserved", Some(&Unit::Bytes), self.0.bytes())
+        gauge("stored_blobs", "Sealed blobs in the store.", None, self.0.sealed_count() as u64)?;
+        gauge("stored", "Bytes that blobs in the store take or have reserved.", Some(&Unit::Bytes), self.0.bytes())
     }
 }
 
@@ -350,10 +351,10 @@ mod tests {
     #[test]
     fn responses_are_counted_by_class_and_nonsense_is_ignored() {
         let metrics = Metrics::new();
-        for status in [200, 206, 404, 503, 0, 99, 600, u16::MAX] {
+        for status in [200, 206, 404, 503, 0, 99, 100, 600, u16::MAX] {
             metrics.count_response(status);
         }
-        assert_eq!(metrics.responses.each_ref().map(Counter::get), [0, 2, 0, 1, 1]);
+        assert_eq!(metrics.responses.each_ref().map(Counter::get), [2, 0, 1, 1]);
     }
 
     #[test]
