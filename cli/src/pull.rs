@@ -24,6 +24,7 @@ const MAX_BARS: usize = 20;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct PullArgs {
+    #[allow(rustdoc::broken_intra_doc_links, reason = "this is help text, whose brackets are no links")]
     /// The image: [REGISTRY/]NAME[:TAG][@DIGEST]
     image: String,
     /// Which one of a multi-platform image, for example linux/arm64 [default: the daemon's own]

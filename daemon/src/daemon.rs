@@ -100,7 +100,9 @@ pub enum BuildError {
         source: io::Error,
     },
     /// Peers could reach this node, but nothing keeps strangers out.
-    #[error("p2p_listen is {0}, which others can reach: set secret_file (make one with `shoal key generate`), or listen on 127.0.0.1")]
+    #[error(
+        "p2p_listen is {0}, which others can reach: set secret_file (make one with `shoal key generate`), or listen on 127.0.0.1"
+    )]
     NeedsSecret(SocketAddr),
 }
 

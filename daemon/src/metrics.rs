@@ -108,17 +108,35 @@ impl Metrics {
         registry.register("build", "The running release", version);
 
         let received = Family::<Label, Counter>::default();
-        registry.register_with_unit("received", "Content bytes received, verified or not", Unit::Bytes, received.clone());
+        registry.register_with_unit(
+            "received",
+            "Content bytes received, verified or not",
+            Unit::Bytes,
+            received.clone(),
+        );
         let sent = Family::<Label, Counter>::default();
-        registry.register_with_unit("sent", "Content bytes sent to peers (whole chunks) and clients", Unit::Bytes, sent.clone());
+        registry.register_with_unit(
+            "sent",
+            "Content bytes sent to peers (whole chunks) and clients",
+            Unit::Bytes,
+            sent.clone(),
+        );
         let origin = Family::<Label, Counter>::default();
         registry.register("origin_requests", "Requests to origins and their token servers", origin.clone());
         let chunks = Family::<Label, Counter>::default();
         registry.register("chunks", "Chunks from peers and origins, checked against their link", chunks.clone());
         let claims = Family::<Label, Counter>::default();
-        registry.register("claims", "Claims about a blob: contradicted by another one (disputed), or proven false", claims.clone());
+        registry.register(
+            "claims",
+            "Claims about a blob: contradicted by another one (disputed), or proven false",
+            claims.clone(),
+        );
         let fallbacks = Family::<Label, Counter>::default();
-        registry.register("fallbacks", "Fetches that turned to the origin without a tracker's lease", fallbacks.clone());
+        registry.register(
+            "fallbacks",
+            "Fetches that turned to the origin without a tracker's lease",
+            fallbacks.clone(),
+        );
         let ended = Family::<Label, Counter>::default();
         registry.register("fetches_ended", "Fetches that ended", ended.clone());
         let responses = Family::<Label, Counter>::default();
@@ -150,7 +168,8 @@ impl Metrics {
             histogram
         };
         let fetch_seconds = histogram("fetch", "From the start of a fetch to its seal");
-        let first_byte_seconds = histogram("first_byte", "From a client's request for a blob to the first byte of its body");
+        let first_byte_seconds =
+            histogram("first_byte", "From a client's request for a blob to the first byte of its body");
 
         Self {
             bytes_from_origin: received.get_or_create_owned(&[("from", "origin")]),

@@ -1,6 +1,6 @@
 //! The node: the one loop that turns facts into inputs of the `proto` machines and obeys their orders.
 //!
-//! [`Node`] is the handle that the registry front and the admin API hold. Behind it, [`driver`] owns both machines, is
+//! [`Node`] is the handle that the registry front and the admin API hold. Behind it, `driver` owns both machines, is
 //! the only maker of [`Time`](shoal_proto::time::Time), and never waits for anything but the next fact.
 
 mod driver;

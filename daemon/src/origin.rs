@@ -122,12 +122,26 @@ impl Origin {
     ///
     /// # Errors
     /// See [`OriginError`].
-    pub async fn resolve(&self, upstream: &Upstream, repository: &str, tag: &str, accept: &str) -> Result<Resolved, OriginError> {
+    pub async fn resolve(
+        &self,
+        upstream: &Upstream,
+        repository: &str,
+        tag: &str,
+        accept: &str,
+    ) -> Result<Resolved, OriginError> {
         let deadline = self.deadline();
         let accept = HeaderValue::try_from(accept).ok().filter(|accept| !accept.is_empty());
         let accept = Some(accept.unwrap_or_else(|| HeaderValue::from_static(MANIFEST_TYPES)));
         let reference = tag.to_owned();
-        let mut request = Request { upstream, repository, kind: Kind::Manifest, reference, method: Method::HEAD, accept, range: None };
+        let mut request = Request {
+            upstream,
+            repository,
+            kind: Kind::Manifest,
+            reference,
+            method: Method::HEAD,
+            accept,
+            range: None,
+        };
         let reply = self.send(&request, deadline).await?;
         if reply.response.status() == StatusCode::OK
             && let (Some(digest), Some(size)) = (content_digest(&reply), reply.length())
@@ -176,7 +190,12 @@ impl Origin {
         Ok(size)
     }
 
-    async fn size_by_head(&self, source: &Source, digest: &Digest, deadline: Instant) -> Result<Option<u64>, OriginError> {
+    async fn size_by_head(
+        &self,
+        source: &Source,
+        digest: &Digest,
+        deadline: Instant,
+    ) -> Result<Option<u64>, OriginError> {
         let reply = self.send(&request(source, digest, Method::HEAD), deadline).await?;
         let Some(size) = reply.length().filter(|_| reply.response.status() == StatusCode::OK) else { return Ok(None) };
         if source.kind == Kind::Manifest {
@@ -219,9 +238,11 @@ impl Origin {
         match reply.response.status() {
             StatusCode::OK => self.whole(source, digest, reply, from, deadline).await,
             StatusCode::PARTIAL_CONTENT if ranged => {
-                let range = content_range(&reply)
-                    .filter(|range| range.first == from && range.last + 1 == end.unwrap_or(range.total).min(range.total));
-                let range = range.ok_or_else(|| reply.protocol(format!("answered another range than the asked {asked}")))?;
+                let range = content_range(&reply).filter(|range| {
+                    range.first == from && range.last + 1 == end.unwrap_or(range.total).min(range.total)
+                });
+                let range =
+                    range.ok_or_else(|| reply.protocol(format!("answered another range than the asked {asked}")))?;
                 let expected = range.last + 1 - from;
                 if reply.length().is_some_and(|length| length != expected) {
                     return Err(reply.protocol("Content-Length contradicts Content-Range"));
@@ -236,7 +257,14 @@ impl Origin {
     }
 
     /// A 200: the whole content, of which the caller wants the part from `from` on.
-    async fn whole(&self, source: &Source, digest: &Digest, reply: Reply, from: u64, deadline: Instant) -> Result<Body, OriginError> {
+    async fn whole(
+        &self,
+        source: &Source,
+        digest: &Digest,
+        reply: Reply,
+        from: u64,
+        deadline: Instant,
+    ) -> Result<Body, OriginError> {
         let size = match (reply.length(), source.kind) {
             (Some(size), _) => size,
             (None, Kind::Manifest) => {
@@ -276,8 +304,13 @@ impl Origin {
             check_manifest_size(&reply, size)?;
         }
         let host = reply.host;
-        let read = timeout_at(deadline, exchange::collect(reply.response, usize::try_from(MANIFEST_BYTES).unwrap_or(usize::MAX))).await;
-        let read = read.map_err(|_| OriginError::unavailable(host.as_str(), "no whole manifest within the deadline"))?;
+        let read = timeout_at(
+            deadline,
+            exchange::collect(reply.response, usize::try_from(MANIFEST_BYTES).unwrap_or(usize::MAX)),
+        )
+        .await;
+        let read =
+            read.map_err(|_| OriginError::unavailable(host.as_str(), "no whole manifest within the deadline"))?;
         let manifest = read.map_err(|error| error.at(&host).error)?;
         self.metrics.bytes_from_origin.inc_by(manifest.len() as u64);
         for limit in &*self.limits {
@@ -321,7 +354,10 @@ fn check_manifest_size(reply: &Reply, size: u64) -> Result<(), OriginError> {
 
 fn check_offset(body: Body, from: u64) -> Result<Body, OriginError> {
     if from > body.size {
-        return Err(OriginError::protocol(body.host, format!("byte {from} was asked, but the content has {}", body.size)));
+        return Err(OriginError::protocol(
+            body.host,
+            format!("byte {from} was asked, but the content has {}", body.size),
+        ));
     }
     Ok(body)
 }

@@ -2,7 +2,7 @@
 //!
 //! One UDP port dials and listens. A connection becomes a session after three checks: the TLS certificate proves the
 //! peer's identity, a [`Hello`](shoal_proto::wire::Hello) in each direction proves the cluster secret (bound to that
-//! TLS session), and at most one connection per peer stays ([`peers`]). A session has one control stream with framed
+//! TLS session), and at most one connection per peer stays (`peers`). A session has one control stream with framed
 //! [`Message`]s both ways, and one stream per requested chunk: the [`Ask`], then an answer byte and the chunk.
 //!
 //! Mechanism only: what to dial, ask, answer and send is decided by the [`node`](crate::node).
@@ -64,7 +64,14 @@ impl DataPlaneConfig {
     /// A configuration without caps.
     #[must_use]
     pub fn new(listen: SocketAddr, identity: Identity, secret: Secret) -> Self {
-        Self { listen, identity, secret, upload: None, download: Bucket::optional(None), connections: Self::CONNECTIONS }
+        Self {
+            listen,
+            identity,
+            secret,
+            upload: None,
+            download: Bucket::optional(None),
+            connections: Self::CONNECTIONS,
+        }
     }
 }
 

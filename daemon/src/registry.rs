@@ -94,7 +94,7 @@ impl Default for RegistryConfig {
     }
 }
 
-/// The registry front; a cheap handle. [`serve`] runs it on a listener.
+/// The registry front; a cheap handle. [`serve()`] runs it on a listener.
 #[derive(Debug, Clone)]
 pub struct Registry {
     inner: Arc<Inner>,

@@ -30,6 +30,7 @@ use shoal_proto::{
 
 use crate::verify;
 
+mod buffers;
 #[cfg(test)]
 mod crash_tests;
 mod disk;
@@ -44,6 +45,7 @@ mod recover;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use self::buffers::BUFFER_BYTES;
 use self::{
     disk::Disk,
     lock::{Lock, LockError},

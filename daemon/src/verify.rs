@@ -108,7 +108,7 @@ impl Verifier {
         self.run(move || digest_of(&file, algorithm)).await?
     }
 
-    /// The chain of a whole file; see [`derive`].
+    /// The chain of a whole file; see [`derive()`].
     ///
     /// # Errors
     /// What the disk says.

@@ -99,7 +99,7 @@ impl Default for Limits {
             trackers_max: 3,
             heartbeat: Duration::from_secs(1),
             lease_heartbeat: Duration::from_millis(400),
-            lease_timeout: Duration::from_secs(3),
+            lease_timeout: Duration::from_millis(2400),
             lease_stall: Duration::from_secs(6),
             holders_patience: Duration::from_millis(250),
             fallback_window: Duration::from_secs(1),

@@ -100,8 +100,12 @@ impl Tracker {
                 self.remove(now, &digest, peer, out);
             }
             Input::Disconnected { peer } => {
-                let digests: Vec<Digest> =
-                    self.blobs.iter().filter(|(_, tracked)| tracked.members.contains_key(&peer)).map(|(d, _)| *d).collect();
+                let digests: Vec<Digest> = self
+                    .blobs
+                    .iter()
+                    .filter(|(_, tracked)| tracked.members.contains_key(&peer))
+                    .map(|(d, _)| *d)
+                    .collect();
                 for digest in digests {
                     self.remove(now, &digest, peer, out);
                 }

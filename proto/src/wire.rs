@@ -8,8 +8,8 @@ mod codec;
 use bincode::{Decode, Encode};
 
 pub use self::codec::{
-    BodyAndRest, FRAME_HEADER_BYTES, WireError, body_bytes, decode_ask, decode_hello, decode_message, encode_ask, encode_hello,
-    encode_message, split_frame,
+    BodyAndRest, FRAME_HEADER_BYTES, WireError, body_bytes, decode_ask, decode_hello, decode_message, encode_ask,
+    encode_hello, encode_message, split_frame,
 };
 use crate::{
     chunk::{ChunkIndex, ChunkSet},

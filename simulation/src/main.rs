@@ -1,10 +1,6 @@
 //! `shoal-sim`: runs plans of the simulation.
 
-use std::{
-    io::Write,
-    process::ExitCode,
-    time::Instant,
-};
+use std::{io::Write, process::ExitCode, time::Instant};
 
 use clap::{Parser, Subcommand};
 use shoal_simulation::{Plan, PlanError, Report, World, plan};
@@ -37,9 +33,11 @@ enum Command {
     Plans,
 }
 
+#[expect(clippy::disallowed_methods, reason = "how long a run took is the one thing that a clock must tell")]
 fn run(name: &str, seed: Option<u64>, settings: &[String]) -> Result<Report, PlanError> {
     let mut plan = Plan::load(name, settings)?;
     plan.seed = seed.unwrap_or(plan.seed);
+    #[expect(clippy::disallowed_methods, reason = "how long the run takes in real time is reported beside its result")]
     let start = Instant::now();
     let mut report = World::new(&plan)?.run();
     report.wall_s = start.elapsed().as_secs_f64();
@@ -58,7 +56,8 @@ fn main() -> ExitCode {
             Err(error) => (format!("shoal-sim: {error}\n"), ExitCode::from(64)),
             Ok(report) => {
                 let code = if report.is_met() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
-                let text = if json { serde_json::to_string(&report).unwrap_or_default() + "\n" } else { report.to_string() };
+                let text =
+                    if json { serde_json::to_string(&report).unwrap_or_default() + "\n" } else { report.to_string() };
                 (text, code)
             }
         },

@@ -3,7 +3,7 @@
 //! A transfer runs through the sender's uplink and the receiver's downlink, and all transfers of a link share it fairly:
 //! *max-min*, as flow-controlled streams settle to. Each link offers every transfer an equal share, and what a transfer
 //! cannot use, because its other link offers less, is given to the rest. Offers are worked out again from the link where
-//! something changed outwards, until no offer changes by more than [`TOLERANCE`]; then rates and ends follow.
+//! something changed outwards, until no offer changes by more than `TOLERANCE`; then rates and ends follow.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;

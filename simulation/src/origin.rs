@@ -35,7 +35,14 @@ impl Origin {
         Self { link, streams: BTreeMap::new(), gets: vec![0; blobs], bytes: vec![0; blobs] }
     }
 
-    pub(crate) fn request(&mut self, node: usize, run: RunId, blob: usize, from: ChunkIndex, until: Option<ChunkIndex>) {
+    pub(crate) fn request(
+        &mut self,
+        node: usize,
+        run: RunId,
+        blob: usize,
+        from: ChunkIndex,
+        until: Option<ChunkIndex>,
+    ) {
         self.gets[blob] += 1;
         self.streams.insert((node, run), Stream { blob, chunk: from, until, flow: None, bytes: 0 });
     }

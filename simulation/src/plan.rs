@@ -262,11 +262,40 @@ fn set_limit(limits: &mut Limits, name: &str, value: &toml::Value) -> Result<(),
         };
     }
     by_name!(
-        neighbours_max, remotes_max, pulls_max, pulls_per_peer_max, uploads_max, asks_waiting_max, releases_max,
-        releases_per_peer_max, release_timeout, release_chunks_min, urgent_chunks, urgent_pulls_max, endgame_chunks,
-        pull_timeout_min, got_delay, strikes_max, join_timeout, trackers_max, heartbeat, lease_heartbeat,
-        lease_timeout, lease_stall, holders_patience, fallback_window, stall_timeout, origin_tries, origin_backoff,
-        held_idle, fetches_max, sample, members_max, tracked_max, member_timeout, complete_timeout,
+        neighbours_max,
+        remotes_max,
+        pulls_max,
+        pulls_per_peer_max,
+        uploads_max,
+        asks_waiting_max,
+        releases_max,
+        releases_per_peer_max,
+        release_timeout,
+        release_chunks_min,
+        urgent_chunks,
+        urgent_pulls_max,
+        endgame_chunks,
+        pull_timeout_min,
+        got_delay,
+        strikes_max,
+        join_timeout,
+        trackers_max,
+        heartbeat,
+        lease_heartbeat,
+        lease_timeout,
+        lease_stall,
+        holders_patience,
+        fallback_window,
+        stall_timeout,
+        origin_tries,
+        origin_backoff,
+        held_idle,
+        fetches_max,
+        sample,
+        members_max,
+        tracked_max,
+        member_timeout,
+        complete_timeout,
     )
 }
 
@@ -346,7 +375,11 @@ impl<'de> Deserialize<'de> for Who {
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Who, E> {
-                if text == "lease-holder" { Ok(Who::LeaseHolder) } else { Err(E::invalid_value(de::Unexpected::Str(text), &self)) }
+                if text == "lease-holder" {
+                    Ok(Who::LeaseHolder)
+                } else {
+                    Err(E::invalid_value(de::Unexpected::Str(text), &self))
+                }
             }
         }
         deserializer.deserialize_any(Visitor)
@@ -413,7 +446,8 @@ mod tests {
 
     #[test]
     fn settings_take_the_place_of_what_the_plan_says() {
-        let settings = ["nodes=3", "rtt=7ms", "limits.pulls_max=9", "limits.got_delay=1ms", "seed=5"].map(str::to_owned);
+        let settings =
+            ["nodes=3", "rtt=7ms", "limits.pulls_max=9", "limits.got_delay=1ms", "seed=5"].map(str::to_owned);
         let plan = Plan::load("demo-8", &settings).unwrap();
         assert_eq!((plan.nodes, plan.rtt.0, plan.seed), (3, Duration::from_millis(7), 5));
         let limits = plan.limits().unwrap();

@@ -100,7 +100,11 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "last node        {:.3} s, {:.3} times the bound of {:.3} s", self.max_s, self.max_over_bound, self.bound_s)?;
+        writeln!(
+            f,
+            "last node        {:.3} s, {:.3} times the bound of {:.3} s",
+            self.max_s, self.max_over_bound, self.bound_s
+        )?;
         writeln!(f, "a node           {:.3} s (median), {:.3} s (99 of 100)", self.p50_s, self.p99_s)?;
         writeln!(f, "origin           {:.4} copies in {} requests", self.origin_copies, self.origin_blob_gets)?;
         writeln!(f, "duplicates       {:.4} of all bytes", self.duplicate_ratio)?;

@@ -371,11 +371,14 @@ impl World {
                 self.push(self.plan.rtt.0 * 3 / 2, Event::Dialled { from: node, to });
             }
             Output::Send { peer, message } => self.send(node, number(peer), message),
-            Output::Pull { pull, peer, digest, chunk, expected } => self.pull(node, pull, peer, &digest, chunk, expected),
+            Output::Pull { pull, peer, digest, chunk, expected } => {
+                self.pull(node, pull, peer, &digest, chunk, expected)
+            }
             Output::CancelPull { pull } => self.cancel(node, pull),
             Output::PullOrigin { digest, run, from, until, before } => {
                 let blob = self.blob(&digest);
-                self.checks.rule(before == self.blobs[blob].state(from), || format!("node {node} streams from a false state"));
+                self.checks
+                    .rule(before == self.blobs[blob].state(from), || format!("node {node} streams from a false state"));
                 self.origin.request(node, run, blob, from, until);
                 self.push(self.plan.origin_latency.0, Event::Streaming(node, run));
             }
@@ -425,7 +428,9 @@ impl World {
             self.half_trip()
         };
         let event = match message {
-            Message::Join(join) => Event::Tracker(to, tracker::Input::Joined { contact: crate::node::contact(peer), join }),
+            Message::Join(join) => {
+                Event::Tracker(to, tracker::Input::Joined { contact: crate::node::contact(peer), join })
+            }
             Message::Leave { digest } => Event::Tracker(to, tracker::Input::Left { peer, digest }),
             Message::Joined { .. }
             | Message::Revoked { .. }
@@ -460,14 +465,18 @@ impl World {
         let blob = self.blob(digest);
         let count = ChunkIndex(self.blobs[blob].layout.count());
         let holding = &mut self.nodes[node].holdings[blob];
-        self.checks.rule(holding.have.contains(chunk), || format!("chunk {} arrived at node {node} without bytes", chunk.0));
+        self.checks
+            .rule(holding.have.contains(chunk), || format!("chunk {} arrived at node {node} without bytes", chunk.0));
         if !self.plan.readers || chunk != holding.reader {
             return;
         }
         match holding.have.first_missing(chunk) {
             Some(next) => {
                 holding.reader = next;
-                self.push(Duration::ZERO, Event::Swarm(node, Input::Reading { digest: *digest, reader: READER, chunk: next }));
+                self.push(
+                    Duration::ZERO,
+                    Event::Swarm(node, Input::Reading { digest: *digest, reader: READER, chunk: next }),
+                );
             }
             None => {
                 holding.reader = count;

@@ -8,7 +8,12 @@ use crate::SHOAL;
 
 async fn daemon(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     let mut command = std::process::Command::new(SHOAL);
-    command.env_clear().env("HOME", "/nowhere").arg("daemon").args(arguments).envs(environment.iter().copied());
+    command
+        .env_clear()
+        .env("HOME", "/nowhere")
+        .args(["daemon", "--check"])
+        .args(arguments)
+        .envs(environment.iter().copied());
     run(command, Duration::from_secs(20)).await.unwrap()
 }
 
@@ -41,10 +46,10 @@ async fn a_wrong_flag_or_variable_is_told_by_its_name_with_the_right_form() {
         ("--stream", "slow", "verified"),
         ("--upstream", "docker.io", "NAME=URL"),
         ("--upstream", "docker.io=ftp://x", "https://"),
-        ("--bootstrap", "nowhere", "HOST:PORT"),
+        ("--bootstrap", "nowhere:port", "HOST:PORT"),
         ("--limits-upload", "0", "MB/s"),
         ("--default-upstream", "quay.oi", "quay.io"),
-        ("--log", "text,,loud", "log"),
+        ("--log", "shoal=loud", "TARGET=LEVEL"),
     ] {
         must_refuse(
             &[&data[..], &[flag, value]].concat(),
@@ -53,7 +58,7 @@ async fn a_wrong_flag_or_variable_is_told_by_its_name_with_the_right_form() {
         )
         .await;
         let variable = format!("SHOAL_{}", flag.trim_start_matches("--").replace('-', "_").to_uppercase());
-        must_refuse(&data, &[(&variable, value)], &[word]).await;
+        must_refuse(&data, &[(&variable, value)], &[&variable, word]).await;
     }
 }
 
@@ -63,7 +68,7 @@ async fn a_wrong_file_is_told_by_name_with_the_key_that_was_meant() {
     for (text, words) in [
         ("regsitry_listen = [\"127.0.0.1:0\"]\n", &["regsitry_listen", "did you mean `registry_listen`"][..]),
         ("[limits]\nuplaod = \"1MB/s\"\n", &["uplaod", "limits", "`upload`"]),
-        ("zone = 5\n", &["zone"]),
+        ("zone = [\"a\", \"b\"]\n", &["zone"]),
         ("zone = \n", &[":1"]),
         ("[upstreams.\"a.test\"]\nurl = \"https://a.test\"\npasword = \"x\"\n", &["pasword", "`password`"]),
     ] {
@@ -98,7 +103,7 @@ async fn flags_overrule_the_environment_which_overrules_the_file() {
     let secret = directory.path().join("cluster.key");
     write_secret(&secret);
     let secret = secret.display().to_string();
-    let arguments = ["--check", "--json", "--config", &config, "--zone", "flag", "--secret-file", &secret];
+    let arguments = ["--json", "--config", &config, "--zone", "flag", "--secret-file", &secret];
     let output = daemon(&arguments, &[("SHOAL_ZONE", "env"), ("SHOAL_RACK", "env")]).await;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let checked: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();

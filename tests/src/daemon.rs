@@ -226,13 +226,11 @@ impl Daemon {
     }
 
     /// A GET of a path of its registry.
-    #[must_use]
     pub fn get(&self, path: &str) -> RequestBuilder {
         self.client.get(format!("http://{}{path}", self.addresses.registry))
     }
 
     /// A HEAD of a path of its registry.
-    #[must_use]
     pub fn head(&self, path: &str) -> RequestBuilder {
         self.client.head(format!("http://{}{path}", self.addresses.registry))
     }

@@ -55,6 +55,8 @@ pub async fn push_by(
 ) {
     let directory = tempfile::tempdir().expect("a temporary directory can be made");
     write(directory.path(), image, tag);
+    // Not the tester's own settings and accounts.
+    skopeo.env("HOME", directory.path()).env("XDG_RUNTIME_DIR", directory.path());
     skopeo.args(["copy", "--all", "--quiet", "--dest-tls-verify=false", "--insecure-policy"]);
     if format == Format::DockerV2s2 {
         skopeo.args(["--format", "v2s2"]);

@@ -28,33 +28,37 @@ const PACKAGES: [(&str, &str); 11] = [
 /// If something is missing that must not be.
 #[must_use]
 pub fn available(programs: &[&str], root: bool) -> bool {
-    let flag = |name: &str| env::var_os(name).is_some_and(|value| value == "1");
-    let required = flag("SHOAL_REQUIRE_CLIENTS");
-    let reason = if flag("SHOAL_SKIP_CLIENTS") {
-        Some(String::from("SHOAL_SKIP_CLIENTS=1 is set"))
-    } else if let Some(missing) = programs.iter().find(|program| find(program).is_none()) {
+    let missing = programs.iter().find(|program| find(program).is_none()).map(|missing| {
         let package = PACKAGES.iter().find(|(program, _)| program == missing).map_or(*missing, |(_, package)| package);
-        Some(format!("{missing} not installed (apt-get install {package})"))
-    } else if root && !is_root() {
-        Some(String::from("needs root"))
-    } else {
-        None
-    };
-    let Some(reason) = reason else { return true };
-    assert!(!required, "SHOAL_REQUIRE_CLIENTS=1, but {reason}");
+        format!("{missing} not installed (apt-get install {package})")
+    });
+    possible(missing.or_else(|| (root && !is_root()).then(|| String::from("needs root"))))
+}
+
+/// As [`available`], for what is missing in words of the caller's own.
+///
+/// # Panics
+/// If something is missing that must not be.
+#[must_use]
+pub fn possible(missing: Option<String>) -> bool {
+    let flag = |name: &str| env::var_os(name).is_some_and(|value| value == "1");
+    let skipped = flag("SHOAL_SKIP_CLIENTS").then(|| String::from("SHOAL_SKIP_CLIENTS=1 is set"));
+    let Some(reason) = skipped.or(missing) else { return true };
+    assert!(!flag("SHOAL_REQUIRE_CLIENTS"), "SHOAL_REQUIRE_CLIENTS=1, but {reason}");
     skip(&reason);
     false
 }
 
 /// Says in one line why the test does nothing. Goes past the capture of output: a passing test prints nothing otherwise.
-pub fn skip(reason: &str) {
+fn skip(reason: &str) {
     let test = std::thread::current().name().unwrap_or("test").to_owned();
-    writeln!(io::stderr(), "SKIPPED: {reason} [{test}]").ok();
+    note(&format!("SKIPPED: {reason} [{test}]"));
 }
 
 /// Says something in one line, past the capture of output: figures that a reader of the test log wants.
 pub fn note(line: &str) {
-    writeln!(io::stderr(), "{line}").ok();
+    // In one piece: tests run side by side.
+    io::stderr().write_all(format!("{line}\n").as_bytes()).ok();
 }
 
 /// Whether the tests run as root.

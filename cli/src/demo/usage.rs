@@ -16,7 +16,9 @@ pub struct Usage {
     pub cpu_seconds: Option<f64>,
 }
 
-pub(super) fn of(pid: u32) -> Usage {
+/// What the process `pid` has used.
+#[must_use]
+pub fn of(pid: u32) -> Usage {
     let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).ok();
     let status = read("status").unwrap_or_default();
     Usage {

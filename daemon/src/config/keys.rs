@@ -137,7 +137,13 @@ pub const KEYS: &[Key] = &[
         "Further names by which clients address the registry (HTTP Host); loopback names and the listen addresses always work",
     ),
     one("limits.upload", "limits-upload", "RATE", "none", "Cap on bytes to peers, for example 25MB/s or 1Gbit/s"),
-    one("limits.download", "limits-download", "RATE", "none", "Cap on bytes from peers and upstream registries together"),
+    one(
+        "limits.download",
+        "limits-download",
+        "RATE",
+        "none",
+        "Cap on bytes from peers and upstream registries together",
+    ),
     one("limits.origin", "limits-origin", "RATE", "none", "Cap on bytes from upstream registries"),
 ];
 

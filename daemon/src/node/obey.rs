@@ -153,9 +153,9 @@ impl Driver {
         let (parts, shelf, facts) = (Arc::clone(&self.parts), Arc::clone(&self.shelf), self.facts.clone());
         self.tasks.spawn(async move {
             match read_chunk(&parts, &shelf, (digest, chunk), held, partial).await {
-                Ok(bytes) => {
-                    let count = bytes.len() as u64;
-                    match asked.reply.send(vec![bytes]).await {
+                Ok(pieces) => {
+                    let count = pieces.iter().map(|piece| piece.len() as u64).sum();
+                    match asked.reply.send(pieces).await {
                         Ok(()) => {
                             parts.metrics.bytes_to_peers.inc_by(count);
                         }
@@ -339,7 +339,7 @@ async fn read_chunk(
     (digest, chunk): (Digest, ChunkIndex),
     held: Option<Arc<Vouched>>,
     partial: Option<PartialBlob>,
-) -> io::Result<Bytes> {
+) -> io::Result<Vec<Bytes>> {
     let (file, layout) = match (held, partial) {
         (Some(held), _) => {
             if let Err(error) = held.ensure(&parts.verifier, chunk).await {
@@ -354,7 +354,7 @@ async fn read_chunk(
         (None, None) => return Err(io::Error::from(io::ErrorKind::NotFound)),
     };
     let range = layout.range(chunk);
-    let read = move || file.read(range.start, (range.end - range.start) as usize);
+    let read = move || file.read_pieces(range.start, (range.end - range.start) as usize);
     spawn_blocking(read).await.map_err(io::Error::other)?
 }
 

@@ -49,7 +49,12 @@ pub struct Parts {
 impl Node {
     /// Starts the loop. It ends when `shutdown` is cancelled; its tasks are tracked by `tasks`.
     #[must_use]
-    pub fn start(parts: Parts, events: mpsc::Receiver<PlaneEvent>, tasks: &TaskTracker, shutdown: CancellationToken) -> Self {
+    pub fn start(
+        parts: Parts,
+        events: mpsc::Receiver<PlaneEvent>,
+        tasks: &TaskTracker,
+        shutdown: CancellationToken,
+    ) -> Self {
         let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
         let parts = Arc::new(parts);
         let flights = Flights::default();

@@ -13,10 +13,13 @@ use super::{
     through::Through,
     vouched::{Shelf, Vouched},
 };
-use crate::{store::BlobFile, verify::Verifier};
+use crate::{
+    store::{BUFFER_BYTES, BlobFile},
+    verify::Verifier,
+};
 
-/// Bytes read from the disk at once: large enough to amortise the hop to the blocking pool, small enough for memory.
-const PIECE_BYTES: u64 = 512 * 1024;
+/// Bytes read at once: a buffer of the store.
+const PIECE_BYTES: u64 = BUFFER_BYTES as u64;
 
 /// Longest wait for one chunk before the body ends early and the client takes the rest elsewhere.
 const CHUNK_DEADLINE: Duration = Duration::from_secs(60);
@@ -134,9 +137,12 @@ impl Stored {
             Self::Sealed(blob, keeper) => keeper.checked(blob, &piece).await?,
             Self::Flight(flight, watch) => arrival(flight, watch, &piece).await?,
         };
-        task::spawn_blocking(move || file.read(piece.start, (piece.end - piece.start) as usize))
-            .await
-            .map_err(io::Error::other)?
+        let len = (piece.end - piece.start) as usize;
+        // Copying from memory takes less than the hop to the blocking pool and back.
+        if let Some(bytes) = file.read_cached(piece.start, len) {
+            return Ok(bytes);
+        }
+        task::spawn_blocking(move || file.read(piece.start, len)).await.map_err(io::Error::other)?
     }
 }
 

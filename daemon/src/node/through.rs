@@ -63,7 +63,8 @@ impl Through {
     /// The whole body. Parts of it cannot be proven, so reading a part fails.
     pub(super) fn read(self, range: Range<u64>) -> BoxStream<'static, io::Result<Bytes>> {
         if range != (0..self.size()) {
-            let refused = io::Error::new(io::ErrorKind::StorageFull, "without room on the disk only whole blobs are served");
+            let refused =
+                io::Error::new(io::ErrorKind::StorageFull, "without room on the disk only whole blobs are served");
             return stream::iter([Err(refused)]).boxed();
         }
         stream::unfold(Some((self, None)), step).boxed()

@@ -93,4 +93,3 @@ async fn blocking<T: Send + 'static>(
     let done = spawn_blocking(work).await.map_err(std::io::Error::other).and_then(|done| done);
     done.map_err(|error| OpenError::Disk(error.to_string()))
 }
-

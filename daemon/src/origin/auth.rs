@@ -67,7 +67,9 @@ pub(super) enum RealmError {
     Form,
     #[error("the token realm is not https")]
     Plain,
-    #[error("the token realm is on another site than the registry; if that is right, add it to this upstream's realm hosts")]
+    #[error(
+        "the token realm is on another site than the registry; if that is right, add it to this upstream's realm hosts"
+    )]
     Site,
 }
 
@@ -128,7 +130,8 @@ fn same_site(one: &Host<&str>, other: &Host<&str>) -> bool {
 
 /// The registrable domain of a name: one label more than its public suffix.
 fn site(name: &str) -> Option<&str> {
-    let is_under = |suffix: &str| name.strip_suffix(suffix).is_some_and(|front| front.is_empty() || front.ends_with('.'));
+    let is_under =
+        |suffix: &str| name.strip_suffix(suffix).is_some_and(|front| front.is_empty() || front.ends_with('.'));
     let suffix_labels = match SHARED_SUFFIXES.iter().find(|suffix| is_under(suffix)) {
         Some(suffix) => suffix.split('.').count(),
         None => {
@@ -163,10 +166,14 @@ mod tests {
 
     #[test]
     fn several_challenges_with_quoted_commas_are_told_apart() {
-        let bearer_part = r#"Bearer realm="https://a/token",service="s, t",scope="repository:x:pull,push repository:y:pull""#;
+        let bearer_part =
+            r#"Bearer realm="https://a/token",service="s, t",scope="repository:x:pull,push repository:y:pull""#;
         assert_eq!(
             parse(&[&format!(r#"Negotiate, {bearer_part}, basic realm="z""#)]),
-            [bearer("https://a/token", Some("s, t"), &["repository:x:pull,push", "repository:y:pull"]), Challenge::Basic]
+            [
+                bearer("https://a/token", Some("s, t"), &["repository:x:pull,push", "repository:y:pull"]),
+                Challenge::Basic
+            ]
         );
     }
 

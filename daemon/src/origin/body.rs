@@ -107,6 +107,9 @@ impl Body {
 impl fmt::Debug for Body {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut body = f.debug_struct("Body");
-        body.field("host", &self.host).field("size", &self.size).field("remaining", &self.remaining).finish_non_exhaustive()
+        body.field("host", &self.host)
+            .field("size", &self.size)
+            .field("remaining", &self.remaining)
+            .finish_non_exhaustive()
     }
 }

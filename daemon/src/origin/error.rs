@@ -84,7 +84,11 @@ impl Failure {
     pub(super) fn transport(host: &str, error: reqwest::Error) -> Self {
         let refused = chain(&error).any(|cause| cause.is::<Refused>());
         let why = describe(error);
-        if refused { Self::fatal(OriginError::protocol(host, why)) } else { Self::passing(OriginError::unavailable(host, why)) }
+        if refused {
+            Self::fatal(OriginError::protocol(host, why))
+        } else {
+            Self::passing(OriginError::unavailable(host, why))
+        }
     }
 }
 

@@ -67,14 +67,18 @@ impl Origin {
         let mut last = None;
         loop {
             let Ok(outcome) = timeout_at(deadline, self.attempt(request)).await else {
-                return Err(last.unwrap_or_else(|| OriginError::unavailable(request.upstream.host(), "no answer within the deadline")));
+                return Err(last.unwrap_or_else(|| {
+                    OriginError::unavailable(request.upstream.host(), "no answer within the deadline")
+                }));
             };
             let failure = match outcome {
                 Ok(reply) => return Ok(reply),
                 Err(failure) => failure,
             };
             tried += 1;
-            let Some(pause) = retry::pause(failure.retry, tried, deadline, &self.timeouts) else { return Err(failure.error) };
+            let Some(pause) = retry::pause(failure.retry, tried, deadline, &self.timeouts) else {
+                return Err(failure.error);
+            };
             tracing::debug!(error = %failure.error, tried, ?pause, "origin request failed, trying again");
             last = Some(failure.error);
             self.metrics.origin_retries.inc();
@@ -119,7 +123,12 @@ impl Origin {
     }
 
     /// One HTTP exchange up to the response headers.
-    async fn exchange(&self, request: &Request<'_>, url: &Url, authorization: Option<&HeaderValue>) -> Result<Response, Failure> {
+    async fn exchange(
+        &self,
+        request: &Request<'_>,
+        url: &Url,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Response, Failure> {
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         headers.insert(ACCEPT, request.accept.clone().unwrap_or_else(|| HeaderValue::from_static("*/*")));
@@ -128,7 +137,13 @@ impl Origin {
         self.headers_of(request.upstream, request.method.clone(), url, headers).await
     }
 
-    async fn headers_of(&self, upstream: &Upstream, method: Method, url: &Url, headers: HeaderMap) -> Result<Response, Failure> {
+    async fn headers_of(
+        &self,
+        upstream: &Upstream,
+        method: Method,
+        url: &Url,
+        headers: HeaderMap,
+    ) -> Result<Response, Failure> {
         let host = authority(url);
         let sent = upstream.client(url).request(method, url.clone()).headers(headers).send();
         match timeout(self.timeouts.headers, sent).await {
@@ -146,20 +161,27 @@ impl Origin {
         match request.upstream.challenge() {
             None => Ok(None),
             Some(Challenge::Basic) => Ok(request.upstream.basic().cloned()),
-            Some(Challenge::Bearer(bearer)) => match self.token(request, &Bearer { scopes: Vec::new(), ..bearer }, None).await {
-                Ok(token) => Ok(Some(token.header)),
-                // The registry may have moved to another way of logging in: let it say so.
-                Err(failure) if failure.retry == Retry::Never => {
-                    request.upstream.remember(None);
-                    Ok(None)
+            Some(Challenge::Bearer(bearer)) => {
+                match self.token(request, &Bearer { scopes: Vec::new(), ..bearer }, None).await {
+                    Ok(token) => Ok(Some(token.header)),
+                    // The registry may have moved to another way of logging in: let it say so.
+                    Err(failure) if failure.retry == Retry::Never => {
+                        request.upstream.remember(None);
+                        Ok(None)
+                    }
+                    Err(failure) => Err(failure),
                 }
-                Err(failure) => Err(failure),
-            },
+            }
         }
     }
 
     /// Answers a 401. `refused` is the header that it came for.
-    async fn log_in(&self, request: &Request<'_>, headers: &HeaderMap, refused: Option<&HeaderValue>) -> Result<HeaderValue, Failure> {
+    async fn log_in(
+        &self,
+        request: &Request<'_>,
+        headers: &HeaderMap,
+        refused: Option<&HeaderValue>,
+    ) -> Result<HeaderValue, Failure> {
         let upstream = request.upstream;
         let mut challenges = auth::challenges(headers);
         if challenges.is_empty() {
@@ -186,7 +208,12 @@ impl Origin {
         }
     }
 
-    async fn token(&self, request: &Request<'_>, bearer: &Bearer, refused: Option<&HeaderValue>) -> Result<Token, Failure> {
+    async fn token(
+        &self,
+        request: &Request<'_>,
+        bearer: &Bearer,
+        refused: Option<&HeaderValue>,
+    ) -> Result<Token, Failure> {
         let fetch = self.fetch_token(request, bearer);
         request.upstream.tokens.get(Instant::now(), request.repository, refused, fetch).await
     }
@@ -221,11 +248,15 @@ impl Origin {
                 });
             }
             let body = timeout(self.timeouts.headers, collect(response, TOKEN_BYTES)).await;
-            let body = body.map_err(|_| Failure::passing(OriginError::unavailable(host.as_str(), "the token server stalled")))?;
+            let body = body
+                .map_err(|_| Failure::passing(OriginError::unavailable(host.as_str(), "the token server stalled")))?;
             let body = body.map_err(|error| error.at(&host))?;
             return Token::parse(&body, asked).ok_or_else(|| fatal("the token server granted no token"));
         }
-        Err(Failure::fatal(OriginError::protocol(authority(&url), format!("the token server sent more than {REDIRECTS} redirects"))))
+        Err(Failure::fatal(OriginError::protocol(
+            authority(&url),
+            format!("the token server sent more than {REDIRECTS} redirects"),
+        )))
     }
 }
 
@@ -238,7 +269,9 @@ pub(super) enum CollectError {
 impl CollectError {
     pub(super) fn at(self, host: &str) -> Failure {
         match self {
-            Self::TooLarge(limit) => Failure::fatal(OriginError::protocol(host, format!("the answer is larger than {limit} bytes"))),
+            Self::TooLarge(limit) => {
+                Failure::fatal(OriginError::protocol(host, format!("the answer is larger than {limit} bytes")))
+            }
             Self::Broken(error) => Failure::passing(OriginError::unavailable(host, describe(error))),
         }
     }
@@ -264,7 +297,8 @@ fn token_url(realm: &Url, bearer: &Bearer, repository: &str) -> Url {
     let scopes = if bearer.scopes.is_empty() { &default[..] } else { &bearer.scopes };
     let service = bearer.service.iter().map(|service| ("service", service));
     let wanted = service.chain(scopes.iter().map(|scope| ("scope", scope)));
-    let missing: Vec<_> = wanted.filter(|(key, value)| !given.iter().any(|(name, held)| name == key && held == *value)).collect();
+    let missing: Vec<_> =
+        wanted.filter(|(key, value)| !given.iter().any(|(name, held)| name == key && held == *value)).collect();
     if !missing.is_empty() {
         url.query_pairs_mut().extend_pairs(missing);
     }
@@ -277,7 +311,10 @@ fn is_redirect(status: StatusCode) -> bool {
 
 /// Where a redirect leads, if we may go there. The reason otherwise names no URL: it may be pre-signed.
 fn redirect_target(upstream: &Upstream, url: &Url, headers: &HeaderMap) -> Result<Url, String> {
-    let location = headers.get(LOCATION).and_then(|location| location.to_str().ok()).ok_or("a redirect without a readable Location")?;
+    let location = headers
+        .get(LOCATION)
+        .and_then(|location| location.to_str().ok())
+        .ok_or("a redirect without a readable Location")?;
     let next = url.join(location).map_err(|_| "a redirect to something that is no URL")?;
     upstream.permit(&next)?;
     Ok(next)

@@ -181,7 +181,9 @@ pub(super) fn proxy_names() -> Vec<String> {
     ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"]
         .iter()
         .filter_map(|variable| std::env::var(variable).ok())
-        .filter_map(|value| Url::parse(&value).or_else(|_| Url::parse(&format!("http://{value}"))).ok()?.host_str().map(str::to_owned))
+        .filter_map(|value| {
+            Url::parse(&value).or_else(|_| Url::parse(&format!("http://{value}"))).ok()?.host_str().map(str::to_owned)
+        })
         .collect()
 }
 
@@ -205,8 +207,23 @@ mod tests {
             assert!(permits(&guard, address), "{address}");
         }
         for address in [
-            "127.0.0.1", "127.9.9.9", "0.0.0.0", "10.1.2.3", "172.16.0.1", "192.168.1.1", "100.64.0.1", "169.254.169.254", "224.0.0.1",
-            "255.255.255.255", "::1", "::", "fe80::1", "fd00:ec2::254", "::ffff:127.0.0.1", "::ffff:169.254.169.254", "64:ff9b::10.0.0.1",
+            "127.0.0.1",
+            "127.9.9.9",
+            "0.0.0.0",
+            "10.1.2.3",
+            "172.16.0.1",
+            "192.168.1.1",
+            "100.64.0.1",
+            "169.254.169.254",
+            "224.0.0.1",
+            "255.255.255.255",
+            "::1",
+            "::",
+            "fe80::1",
+            "fd00:ec2::254",
+            "::ffff:127.0.0.1",
+            "::ffff:169.254.169.254",
+            "64:ff9b::10.0.0.1",
         ] {
             assert!(!permits(&guard, address), "{address}");
         }
@@ -230,7 +247,8 @@ mod tests {
 
     #[tokio::test]
     async fn names_are_judged_by_the_addresses_behind_them() {
-        let public = GuardedResolver { guard: Arc::new(guard("https://registry.example.com", false)), proxies: Vec::new() };
+        let public =
+            GuardedResolver { guard: Arc::new(guard("https://registry.example.com", false)), proxies: Vec::new() };
         let error = public.resolve("localhost".parse().unwrap()).await.err().unwrap();
         assert!(error.is::<Refused>(), "{error}");
         let proxied = GuardedResolver { proxies: vec!["localhost".to_owned()], ..public };

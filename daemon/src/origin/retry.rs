@@ -65,7 +65,8 @@ mod tests {
 
     #[test]
     fn retry_after_reads_seconds_and_takes_a_date_for_too_long() {
-        let read = |value: &'static str| retry_after(&HeaderMap::from_iter([(RETRY_AFTER, value.parse().expect("a header"))]));
+        let read =
+            |value: &'static str| retry_after(&HeaderMap::from_iter([(RETRY_AFTER, value.parse().expect("a header"))]));
         assert_eq!(read("12"), Some(Duration::from_secs(12)));
         assert_eq!(read("Wed, 21 Oct 2015 07:28:00 GMT"), Some(Duration::MAX));
         assert_eq!(retry_after(&HeaderMap::new()), None);

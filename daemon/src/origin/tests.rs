@@ -42,7 +42,11 @@ fn upstream(server: &Server) -> Arc<Upstream> {
 
 /// With the user name `robot` and the password `hunter2`.
 fn upstream_with_password(server: &Server) -> Arc<Upstream> {
-    let settings = UpstreamSettings { username: Some("robot".to_owned()), password: Some("hunter2".to_owned()), ..settings(server) };
+    let settings = UpstreamSettings {
+        username: Some("robot".to_owned()),
+        password: Some("hunter2".to_owned()),
+        ..settings(server)
+    };
     Arc::new(Upstream::new(settings).unwrap())
 }
 

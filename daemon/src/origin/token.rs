@@ -51,7 +51,8 @@ impl Token {
         let text = [grant.token, grant.access_token].into_iter().flatten().find(|text| !text.is_empty())?;
         let mut header = HeaderValue::try_from(format!("Bearer {text}")).ok()?;
         header.set_sensitive(true);
-        let life = grant.expires_in.filter(|&life| life > 0).map_or(DEFAULT_LIFE, Duration::from_secs).min(LONGEST_LIFE);
+        let life =
+            grant.expires_in.filter(|&life| life > 0).map_or(DEFAULT_LIFE, Duration::from_secs).min(LONGEST_LIFE);
         Some(Self { header, renew: asked + life.mul_f64(0.8), end: asked + life })
     }
 }
@@ -72,7 +73,13 @@ struct Slot {
 impl Tokens {
     /// The repository's token: kept, or by `fetch`, which runs once for all who wait. `refused` is a token that the registry did not take:
     /// it is not given again. `asked` is now.
-    pub(super) async fn get<F>(&self, asked: Instant, repository: &str, refused: Option<&HeaderValue>, fetch: F) -> Result<Token, Failure>
+    pub(super) async fn get<F>(
+        &self,
+        asked: Instant,
+        repository: &str,
+        refused: Option<&HeaderValue>,
+        fetch: F,
+    ) -> Result<Token, Failure>
     where
         F: Future<Output = Result<Token, Failure>>,
     {
@@ -132,13 +139,20 @@ mod tests {
     }
 
     fn unasked() -> std::future::Ready<Result<Token, Failure>> {
-        std::future::ready(Err(Failure::fatal(OriginError::protocol("host", "a token was fetched that was not needed"))))
+        std::future::ready(Err(Failure::fatal(OriginError::protocol(
+            "host",
+            "a token was fetched that was not needed",
+        ))))
     }
 
     #[test]
     fn either_name_of_the_token_is_read_and_it_lives_a_minute_by_default() {
         let now = Instant::now();
-        for answer in [r#"{"token":"abc"}"#, r#"{"access_token":"abc","expires_in":0}"#, r#"{"token":"","access_token":"abc","x":1}"#] {
+        for answer in [
+            r#"{"token":"abc"}"#,
+            r#"{"access_token":"abc","expires_in":0}"#,
+            r#"{"token":"","access_token":"abc","x":1}"#,
+        ] {
             let token = Token::parse(answer.as_bytes(), now).unwrap();
             assert_eq!((token.header.to_str().unwrap(), token.end), ("Bearer abc", now + Duration::from_secs(60)));
         }
@@ -162,7 +176,10 @@ mod tests {
         assert_eq!(tokens.get(after(79), "a", None, unasked()).await.unwrap().header, "Bearer one");
         assert_eq!(tokens.get(after(81), "a", None, async { Err(failure()) }).await.unwrap().header, "Bearer one");
         assert!(tokens.get(after(101), "a", None, async { Err(failure()) }).await.is_err());
-        assert_eq!(tokens.get(after(81), "a", None, async { Ok(fresh("two").unwrap()) }).await.unwrap().header, "Bearer two");
+        assert_eq!(
+            tokens.get(after(81), "a", None, async { Ok(fresh("two").unwrap()) }).await.unwrap().header,
+            "Bearer two"
+        );
     }
 
     #[tokio::test]
@@ -173,7 +190,10 @@ mod tests {
         assert_eq!(two.header, "Bearer two");
         // Somebody else who held the refused one gets the new one without asking again.
         assert_eq!(tokens.get(Instant::now(), "a", Some(&one.header), unasked()).await.unwrap().header, "Bearer two");
-        assert_eq!(tokens.get(Instant::now(), "b", None, async { Ok(token("three", 100)) }).await.unwrap().header, "Bearer three");
+        assert_eq!(
+            tokens.get(Instant::now(), "b", None, async { Ok(token("three", 100)) }).await.unwrap().header,
+            "Bearer three"
+        );
     }
 
     #[tokio::test]
@@ -184,7 +204,10 @@ mod tests {
         let second = tokens.get(Instant::now(), "a", None, unasked());
         let (first, second, ()) = tokio::join!(biased; first, second, async { send.send(Err(failure())).unwrap() });
         assert_eq!((first.unwrap_err().error, second.unwrap_err().error), (failure().error, failure().error));
-        assert!(tokens.get(Instant::now(), "a", None, async { Ok(token("one", 100)) }).await.is_ok(), "who comes later tries anew");
+        assert!(
+            tokens.get(Instant::now(), "a", None, async { Ok(token("one", 100)) }).await.is_ok(),
+            "who comes later tries anew"
+        );
     }
 
     #[tokio::test]

@@ -40,13 +40,24 @@ impl UpstreamSettings {
     /// An anonymous upstream with the system's certificate authorities.
     #[must_use]
     pub fn new(name: impl Into<String>, url: Url) -> Self {
-        Self { name: name.into(), url, username: None, password: None, ca_file: None, allow_private: false, realm_hosts: Vec::new() }
+        Self {
+            name: name.into(),
+            url,
+            username: None,
+            password: None,
+            ca_file: None,
+            allow_private: false,
+            realm_hosts: Vec::new(),
+        }
     }
 }
 
 impl fmt::Debug for UpstreamSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("UpstreamSettings").field("name", &self.name).field("host", &authority(&self.url)).finish_non_exhaustive()
+        f.debug_struct("UpstreamSettings")
+            .field("name", &self.name)
+            .field("host", &authority(&self.url))
+            .finish_non_exhaustive()
     }
 }
 
@@ -109,9 +120,11 @@ impl Upstream {
         let guard = Arc::new(Guard::new(&base, settings.allow_private));
         let host = base.host_str().unwrap_or_default();
         let home = || HomeResolver { guard: Arc::clone(&guard), host: host.to_owned() };
-        let home = build(|| client_builder(&base, timeouts).dns_resolver(home()), &certificates, &base).map_err(&fail)?;
+        let home =
+            build(|| client_builder(&base, timeouts).dns_resolver(home()), &certificates, &base).map_err(&fail)?;
         let abroad = || GuardedResolver { guard: Arc::clone(&guard), proxies: reach::proxy_names() };
-        let abroad = build(|| client_builder(&base, timeouts).dns_resolver(abroad()), &certificates, &base).map_err(&fail)?;
+        let abroad =
+            build(|| client_builder(&base, timeouts).dns_resolver(abroad()), &certificates, &base).map_err(&fail)?;
         Ok(Self {
             name: settings.name,
             host: authority(&base),
@@ -170,7 +183,9 @@ impl Upstream {
             _ => return Err(format!("refused to follow from {} to {}", self.base.scheme(), url.scheme())),
         }
         match reach::literal(url) {
-            Some(address) if !self.is_home(url) && !self.guard.permits(address) => Err(Refused(address.to_string()).to_string()),
+            Some(address) if !self.is_home(url) && !self.guard.permits(address) => {
+                Err(Refused(address.to_string()).to_string())
+            }
             _ => Ok(()),
         }
     }
@@ -204,7 +219,10 @@ impl fmt::Debug for Upstream {
 /// # Errors
 /// The name is not `host` or `host:port`.
 pub fn default_url(name: &str) -> Result<Url, UpstreamError> {
-    let fail = || UpstreamError { name: name.to_owned(), problem: "the name is not a host or host:port; give its URL".to_owned() };
+    let fail = || UpstreamError {
+        name: name.to_owned(),
+        problem: "the name is not a host or host:port; give its URL".to_owned(),
+    };
     if name.contains(['/', '\\', '?', '#', '@']) {
         return Err(fail());
     }
@@ -215,7 +233,9 @@ pub fn default_url(name: &str) -> Result<Url, UpstreamError> {
 
 /// The website of Docker Hub does not serve its registry.
 fn at_docker_hub(url: &mut Url) {
-    if matches!(url.host_str(), Some("docker.io" | "index.docker.io")) && url.set_host(Some("registry-1.docker.io")).is_err() {
+    if matches!(url.host_str(), Some("docker.io" | "index.docker.io"))
+        && url.set_host(Some("registry-1.docker.io")).is_err()
+    {
         tracing::warn!("Docker Hub's API host could not be set");
     }
 }
@@ -228,7 +248,9 @@ pub(super) fn authority(url: &Url) -> String {
 
 /// Same scheme, host and port.
 pub(super) fn same_origin(one: &Url, other: &Url) -> bool {
-    one.scheme() == other.scheme() && one.host() == other.host() && one.port_or_known_default() == other.port_or_known_default()
+    one.scheme() == other.scheme()
+        && one.host() == other.host()
+        && one.port_or_known_default() == other.port_or_known_default()
 }
 
 fn base_url(url: &Url) -> Result<Url, &'static str> {
@@ -358,8 +380,14 @@ mod tests {
     #[test]
     fn downgrades_and_credentials_in_redirects_are_refused() {
         let secure = upstream("https://a.test").unwrap();
-        for url in ["http://a.test/x", "http://b.test/x", "https://u:p@b.test/x", "ftp://b.test/", "https://169.254.169.254/", "https://[::1]/"]
-        {
+        for url in [
+            "http://a.test/x",
+            "http://b.test/x",
+            "https://u:p@b.test/x",
+            "ftp://b.test/",
+            "https://169.254.169.254/",
+            "https://[::1]/",
+        ] {
             assert!(secure.permit(&url.parse().unwrap()).is_err(), "{url}");
         }
         assert_eq!(secure.permit(&"https://b.test/x".parse().unwrap()), Ok(()));

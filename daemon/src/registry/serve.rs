@@ -1,12 +1,6 @@
 //! The accept loop: a bounded number of HTTP/1.1 connections, each with deadlines, and an orderly end.
 
-use std::{
-    io,
-    net::SocketAddr,
-    pin::pin,
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use hyper::{
     Response,

@@ -452,7 +452,10 @@ async fn a_client_is_a_reader_while_it_is_sent_a_blob_and_the_first_byte_is_time
     assert_eq!((blob.status(), metrics.open_readers.get()), (StatusCode::OK, 1));
     assert!(timed(0));
     let sent = http_body_util::BodyExt::collect(blob.into_body()).await.unwrap().to_bytes();
-    assert_eq!((sent.as_ref(), metrics.open_readers.get(), metrics.bytes_to_clients.get()), (BLOB, 0, BLOB.len() as u64));
+    assert_eq!(
+        (sent.as_ref(), metrics.open_readers.get(), metrics.bytes_to_clients.get()),
+        (BLOB, 0, BLOB.len() as u64)
+    );
     assert!(timed(1));
 
     let head = answer("HEAD", &blob_path()).await;

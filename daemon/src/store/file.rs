@@ -12,6 +12,8 @@ use std::{
 use bytes::Bytes;
 use rustix::{buffer::spare_capacity, io::Errno};
 
+use super::buffers::{BUFFER_BYTES, Buffer};
+
 /// Slices per `pwritev`: the kernel's `IOV_MAX`.
 const SLICES_MAX: usize = 1024;
 
@@ -41,12 +43,34 @@ impl BlobFile {
         self.inner.size
     }
 
+    /// Reads exactly `len` bytes at `offset`, in pieces of one buffer each.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` if the blob or its file ends before; otherwise what the disk says.
+    pub fn read_pieces(&self, offset: u64, len: usize) -> io::Result<Vec<Bytes>> {
+        let starts = (0..len).step_by(BUFFER_BYTES);
+        starts.map(|at| self.read(offset + at as u64, (len - at).min(BUFFER_BYTES))).collect()
+    }
+
     /// Reads exactly `len` bytes at `offset`.
     ///
     /// # Errors
     /// `UnexpectedEof` if the blob or its file ends before; otherwise what the disk says.
     pub fn read(&self, offset: u64, len: usize) -> io::Result<Bytes> {
         self.within(offset, len as u64, io::ErrorKind::UnexpectedEof)?;
+        if len <= BUFFER_BYTES {
+            let mut buffer = Buffer::take();
+            while buffer.filled() < len {
+                let (at, filled) = (offset + buffer.filled() as u64, buffer.filled() as u64);
+                match rustix::io::pread(&self.inner.file, buffer.rest(len), at) {
+                    Ok(0) => return Err(short(io::ErrorKind::UnexpectedEof, offset, len as u64, filled)),
+                    Ok(read) => buffer.fill(read),
+                    Err(Errno::INTR) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            return Ok(buffer.freeze());
+        }
         let mut bytes = Vec::with_capacity(len);
         while bytes.len() < len {
             let at = offset + bytes.len() as u64;
@@ -59,6 +83,26 @@ impl BlobFile {
         // The allocator may have given more room than asked for.
         bytes.truncate(len);
         Ok(Bytes::from(bytes))
+    }
+
+    /// The same without waiting for the disk: none if not all of it lies in memory, or it is longer than a buffer, or
+    /// the read fails for whatever reason, which [`Self::read`] will tell.
+    #[must_use]
+    pub fn read_cached(&self, offset: u64, len: usize) -> Option<Bytes> {
+        self.within(offset, len as u64, io::ErrorKind::UnexpectedEof).ok()?;
+        if len > BUFFER_BYTES {
+            return None;
+        }
+        #[cfg(target_os = "linux")]
+        {
+            let mut buffer = Buffer::take();
+            let mut room = [io::IoSliceMut::new(buffer.rest(len))];
+            let read = rustix::io::preadv2(&self.inner.file, &mut room, offset, rustix::io::ReadWriteFlags::NOWAIT);
+            buffer.fill(read.ok()?);
+            (buffer.filled() == len).then(|| buffer.freeze())
+        }
+        #[cfg(not(target_os = "linux"))]
+        None
     }
 
     /// Writes the pieces one behind the other, starting at `offset`. On an error any part of them may have been written.
@@ -151,6 +195,21 @@ mod tests {
         assert_eq!(file.read(100, whole.len()).unwrap(), whole);
         assert_eq!(file.read(0, 100).unwrap(), vec![0; 100]);
         file.write(100, &[Bytes::new(), Bytes::new()]).unwrap();
+    }
+
+    #[test]
+    fn pieces_of_every_length_are_read_alike_from_memory_and_from_the_disk() {
+        let whole: Vec<u8> = (0..3 * BUFFER_BYTES + 5).map(|at| (at / 7) as u8).collect();
+        let file = file(whole.len() as u64);
+        file.write(0, &[Bytes::from(whole.clone())]).unwrap();
+        for (offset, len) in [(0, whole.len()), (1, 2 * BUFFER_BYTES), (9, BUFFER_BYTES), (3, 1), (5, 0)] {
+            let expected = &whole[offset..offset + len];
+            assert_eq!(file.read_pieces(offset as u64, len).unwrap().concat(), expected);
+            assert_eq!(file.read(offset as u64, len).unwrap(), expected);
+            // Not every file system can tell what lies in memory.
+            assert!(file.read_cached(offset as u64, len).is_none_or(|bytes| bytes == expected));
+        }
+        assert!(file.read_cached(whole.len() as u64, 1).is_none());
     }
 
     #[test]

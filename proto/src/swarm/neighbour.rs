@@ -244,7 +244,11 @@ impl Fetch {
     }
 
     fn they_claim(&mut self, cx: &mut Context<'_>, peer: PeerId, size: u64, segment: Segment) {
-        if !self.is_fetching() || self.solo || self.banned.contains(&segment.author) || !self.remotes.contains_key(&peer) {
+        if !self.is_fetching()
+            || self.solo
+            || self.banned.contains(&segment.author)
+            || !self.remotes.contains_key(&peer)
+        {
             return;
         }
         if !self.size_up(cx, size) {
@@ -320,8 +324,7 @@ impl Fetch {
         }
         content.releases.forget(peer);
         content.feeder = content.feeder.filter(|feeder| *feeder != peer);
-        let lost: Vec<PullId> =
-            content.pulls.iter().filter(|(_, pull)| pull.peer == peer).map(|(id, _)| *id).collect();
+        let lost: Vec<PullId> = content.pulls.iter().filter(|(_, pull)| pull.peer == peer).map(|(id, _)| *id).collect();
         for id in lost {
             self.cancel_pull(cx, id);
         }

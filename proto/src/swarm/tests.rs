@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::*;
 use crate::{
-    chain::{LinkEnd, State},
-    chunk::Layout,
+    chain::{Expected, LinkEnd, State},
+    chunk::{ChunkIndex, ChunkSet, Layout},
     claim::Signature,
     tracker::{self, Tracker},
 };
@@ -140,7 +140,11 @@ impl World {
                     if self.now > end {
                         return false;
                     }
-                    let event = if tracker { Event::Tracker(at, tracker::Input::Elapsed) } else { Event::Swarm(at, Input::Elapsed) };
+                    let event = if tracker {
+                        Event::Tracker(at, tracker::Input::Elapsed)
+                    } else {
+                        Event::Swarm(at, Input::Elapsed)
+                    };
                     self.happen(event);
                 }
                 (_, Some(key)) => {
@@ -179,12 +183,22 @@ impl World {
                     self.push(HOP, Event::Swarm(usize::from(to.0[0]), input));
                 }
             }
-            Event::Origin { node, digest, run, chunk, until, opened } => self.origin(node, digest, run, chunk, until, opened),
+            Event::Origin { node, digest, run, chunk, until, opened } => {
+                self.origin(node, digest, run, chunk, until, opened)
+            }
             Event::Swarm(..) | Event::Tracker(..) => {}
         }
     }
 
-    fn origin(&mut self, node: usize, digest: Digest, run: RunId, chunk: ChunkIndex, until: Option<ChunkIndex>, opened: bool) {
+    fn origin(
+        &mut self,
+        node: usize,
+        digest: Digest,
+        run: RunId,
+        chunk: ChunkIndex,
+        until: Option<ChunkIndex>,
+        opened: bool,
+    ) {
         if !self.nodes[node].alive || self.nodes[node].stopped.contains(&run) {
             return;
         }
@@ -251,7 +265,8 @@ impl World {
                 self.nodes[at].complete = true;
                 assert_eq!(self.nodes[at].have.len() as u32, self.layout().count());
                 let states = self.layout().chunks().map(state).collect();
-                let segment = Segment { author: peer(at), from: ChunkIndex::FIRST, states, signature: Signature([0; 64]) };
+                let segment =
+                    Segment { author: peer(at), from: ChunkIndex::FIRST, states, signature: Signature([0; 64]) };
                 self.push(HOP, Event::Swarm(at, Input::Sealed { digest, segments: vec![segment] }));
             }
             Output::Failed { why, .. } => self.nodes[at].failed = Some(why),
@@ -259,7 +274,12 @@ impl World {
                 self.corrupt_reports.insert(peer);
             }
             Output::Discard { .. } => self.nodes[at].have.clear(),
-            Output::Serve { .. } | Output::Refuse { .. } | Output::Announce { .. } | Output::Sized { .. } | Output::Arrived { .. } | Output::Report(_) => {}
+            Output::Serve { .. }
+            | Output::Refuse { .. }
+            | Output::Announce { .. }
+            | Output::Sized { .. }
+            | Output::Arrived { .. }
+            | Output::Report(_) => {}
         }
     }
 
@@ -433,7 +453,9 @@ fn fresh_chunks_are_taken_at_once_beside_all_other_pulls() {
     let mut tell = |input| {
         out.clear();
         swarm.handle(Time::ZERO, input, &mut out);
-        out.iter().filter_map(|order| if let Output::Pull { peer, chunk, .. } = order { Some((*peer, *chunk)) } else { None }).collect::<Vec<_>>()
+        out.iter()
+            .filter_map(|order| if let Output::Pull { peer, chunk, .. } = order { Some((*peer, *chunk)) } else { None })
+            .collect::<Vec<_>>()
     };
     tell(Input::Wanted { digest, restored: None });
     let empty = ChunkSet::empty(layout.count());

@@ -16,6 +16,8 @@ use crate::{
 /// A fetch that gets nothing for so long looks whether its tracker is alive. The first that joins becomes the lease
 /// holder, most often the tracker itself, so the two die together, long before the connection is found dead.
 const HUNGER: Duration = Duration::from_millis(500);
+/// A tracker that is connected and does not answer a heartbeat of a hungry fetch for so long is taken for dead.
+const SILENCE: Duration = Duration::from_millis(700);
 
 /// Where a fetch stands with its trackers.
 #[derive(Debug, Default)]
@@ -85,7 +87,7 @@ impl Tracking {
                 let hungry = progressed + HUNGER;
                 let early = hungry.max(beat + limits.lease_heartbeat);
                 let next = if leased { beat + limits.lease_heartbeat } else { early.min(beat + limits.heartbeat) };
-                let silent = unanswered.map(|since| hungry.max(since + limits.join_timeout));
+                let silent = unanswered.map(|since| hungry.max(since + SILENCE));
                 Some(silent.map_or(next, |silent| silent.min(next)))
             }
             State::Fallback { due } => Some(due),
@@ -199,7 +201,8 @@ impl Fetch {
     }
 
     pub(super) fn track_due(&mut self, cx: &mut Context<'_>) {
-        let due = self.tracking.deadline(self.lease.is_some(), self.progressed, cx.limits).is_some_and(|due| due <= cx.now);
+        let due =
+            self.tracking.deadline(self.lease.is_some(), self.progressed, cx.limits).is_some_and(|due| due <= cx.now);
         if !due {
             return;
         }
@@ -209,7 +212,7 @@ impl Fetch {
             State::Joining { .. } => self.next_tracker(cx),
             State::Asking { .. } => self.fall_back(cx),
             State::Joined { unanswered: Some(since), .. }
-                if since + cx.limits.join_timeout <= cx.now && self.progressed + HUNGER <= cx.now =>
+                if since + SILENCE <= cx.now && self.progressed + HUNGER <= cx.now =>
             {
                 self.next_tracker(cx);
             }
@@ -246,9 +249,7 @@ impl Fetch {
             | State::Joining { .. }
             | State::Asking { .. }
             | State::Fallback { .. }
-            | State::Completing => {
-                State::Joined { beat: cx.now, unanswered: None }
-            }
+            | State::Completing => State::Joined { beat: cx.now, unanswered: None },
         };
         for contact in peers {
             self.meet(cx, *contact);

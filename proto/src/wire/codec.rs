@@ -176,7 +176,9 @@ fn check(message: &Message) -> Result<(), WireError> {
         Message::Have { size, chunks, .. } => {
             limit(chunks.capacity() == layout(*size)?.count(), "the chunk set does not fit the blob's size")
         }
-        Message::Got { chunks, .. } | Message::Fresh { chunks, .. } => limit(chunks.len() <= GOT_CHUNKS_MAX, "too many chunks"),
+        Message::Got { chunks, .. } | Message::Fresh { chunks, .. } => {
+            limit(chunks.len() <= GOT_CHUNKS_MAX, "too many chunks")
+        }
         Message::Segment { size, segment, .. } => {
             let (count, states) = (layout(*size)?.count(), segment.states.len());
             limit(states <= SEGMENT_STATES_MAX, "too many states")?;

@@ -9,9 +9,8 @@ impl World {
     pub(super) fn report(mut self) -> Report {
         let seconds = |time: Time| time.since(Time::ZERO).as_secs_f64();
         let survivors = || self.nodes.iter().filter(|node| node.alive);
-        let mut times: Vec<f64> = survivors()
-            .filter_map(|node| node.completed().map(|time| time.since(node.begins).as_secs_f64()))
-            .collect();
+        let mut times: Vec<f64> =
+            survivors().filter_map(|node| node.completed().map(|time| time.since(node.begins).as_secs_f64())).collect();
         times.sort_unstable_by(f64::total_cmp);
         let last = survivors().map(|node| seconds(node.completed().unwrap_or(self.now))).fold(0.0, f64::max);
         let mut unmet: Vec<String> = self.checks.breaches().to_vec();

@@ -47,7 +47,8 @@ fn late_nodes_take_nothing_from_the_origin() {
 
 #[test]
 fn slow_links_do_not_make_pulls_fail() {
-    let slow = ["link_up=200kB/s", "link_down=200kB/s", "origin_rate=200kB/s", "layers=[\"16MiB\", \"16MiB\"]", "limit=6000s"];
+    let slow =
+        ["link_up=200kB/s", "link_down=200kB/s", "origin_rate=200kB/s", "layers=[\"16MiB\", \"16MiB\"]", "limit=6000s"];
     let report = run("demo-8", &slow);
     assert_eq!(report.unmet, Vec::<String>::new());
     assert!(report.origin_copies < 1.01, "{report}");

@@ -20,10 +20,22 @@ use crate::{
 };
 
 impl World {
-    pub(super) fn pull(&mut self, node: usize, pull: PullId, from: PeerId, digest: &Digest, chunk: ChunkIndex, expected: Expected) {
+    pub(super) fn pull(
+        &mut self,
+        node: usize,
+        pull: PullId,
+        from: PeerId,
+        digest: &Digest,
+        chunk: ChunkIndex,
+        expected: Expected,
+    ) {
         let (sender, blob) = (number(from), self.blob(digest));
         let truth = &self.blobs[blob];
-        let end = if chunk == truth.layout.last() { LinkEnd::Digest(*digest) } else { LinkEnd::State(truth.state(chunk.next())) };
+        let end = if chunk == truth.layout.last() {
+            LinkEnd::Digest(*digest)
+        } else {
+            LinkEnd::State(truth.state(chunk.next()))
+        };
         let sound = expected == Expected { before: truth.state(chunk), end: Some(end) };
         self.checks.rule(sound, || format!("node {node} pulls chunk {} without knowing its link", chunk.0));
         let needed = !self.nodes[node].holdings[blob].have.contains(chunk);
@@ -100,9 +112,10 @@ impl World {
         let bytes = self.blobs[ask.blob].layout.len(ask.chunk);
         let receiver = &mut self.nodes[ask.receiver];
         let arrival = self.now + self.plan.rtt.0 / 2;
-        let verify = self.plan.verify_rate.map_or(Duration::ZERO, |rate| {
-            Duration::from_secs_f64(bytes as f64 / rate.bytes_per_second() as f64)
-        });
+        let verify = self
+            .plan
+            .verify_rate
+            .map_or(Duration::ZERO, |rate| Duration::from_secs_f64(bytes as f64 / rate.bytes_per_second() as f64));
         receiver.verifies_until = receiver.verifies_until.max(arrival) + verify;
         let after = receiver.verifies_until.since(self.now);
         self.push(after, Event::Answered(id, Verdict::Good));

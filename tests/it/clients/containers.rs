@@ -48,7 +48,7 @@ impl Stage {
         let mut command = Command::new(program);
         command.env("CONTAINERS_REGISTRIES_CONF", self.path("registries.conf"));
         command.env("REGISTRIES_CONFIG_PATH", self.path("registries.conf"));
-        command.env("XDG_RUNTIME_DIR", self.directory.path()).env("TMPDIR", self.directory.path());
+        self.isolate(&mut command);
         command.arg("--root").arg(self.path(storage)).arg("--runroot").arg(self.path(&format!("{storage}-run")));
         command.args(["--storage-driver", "vfs"]);
         if program == "podman" {
@@ -56,6 +56,13 @@ impl Stage {
             command.arg("--tmpdir").arg(self.path("podman-tmp"));
         }
         command
+    }
+
+    /// From the tester's own settings and accounts.
+    fn isolate(&self, command: &mut Command) {
+        for variable in ["HOME", "XDG_RUNTIME_DIR", "TMPDIR"] {
+            command.env(variable, self.directory.path());
+        }
     }
 
     async fn pull(&self, program: &str, storage: &str, image: &str) {
@@ -66,6 +73,7 @@ impl Stage {
 
     fn skopeo(&self) -> Command {
         let mut command = Command::new("skopeo");
+        self.isolate(&mut command);
         command.arg("--registries-conf").arg(self.path("registries.conf"));
         command.arg("--policy").arg(self.path("policy.json")).args(["copy", "--quiet"]);
         command

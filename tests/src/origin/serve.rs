@@ -213,7 +213,7 @@ fn token(state: &State, headers: &BTreeMap<String, String>) -> Response<OriginBo
             response.headers_mut().insert(CONTENT_TYPE, "application/json".parse().expect("a type"));
             response
         }
-        _ => plain(StatusCode::UNAUTHORIZED, ""),
+        Auth::Open | Auth::Basic(..) | Auth::Bearer(..) => plain(StatusCode::UNAUTHORIZED, ""),
     }
 }
 

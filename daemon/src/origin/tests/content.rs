@@ -19,7 +19,10 @@ async fn a_blob_is_read_as_it_is_and_counted() {
     assert_eq!(seen[0].header("accept-encoding"), Some("identity"));
     assert_eq!((seen[0].header("range"), seen[0].header("authorization")), (None, None));
     let metrics = &client.metrics;
-    assert_eq!((metrics.bytes_from_origin.get(), metrics.origin_blob_gets.get(), metrics.origin_retries.get()), (20, 1, 0));
+    assert_eq!(
+        (metrics.bytes_from_origin.get(), metrics.origin_blob_gets.get(), metrics.origin_retries.get()),
+        (20, 1, 0)
+    );
 }
 
 #[tokio::test]
@@ -44,7 +47,9 @@ async fn a_whole_answer_to_a_range_request_is_skipped_but_counted() {
 
 #[tokio::test]
 async fn another_range_than_the_asked_one_is_refused() {
-    for range in ["bytes 11-19/20", "bytes 12-18/20", "bytes 12-19/*", "bytes 12-20/20", "items 12-19/20", "bytes 12-+19/20", ""] {
+    for range in
+        ["bytes 11-19/20", "bytes 12-18/20", "bytes 12-19/*", "bytes 12-20/20", "items 12-19/20", "bytes 12-+19/20", ""]
+    {
         let server = Server::start(move |_, _| partial(range, &BLOB[12..])).await;
         assert_protocol(fetch(&client(), &blob(&server), 12).await, "another range");
     }
@@ -62,7 +67,8 @@ async fn a_range_that_cannot_be_satisfied_is_an_error() {
 
 #[tokio::test]
 async fn a_body_that_ends_early_is_an_error() {
-    let server = Server::start(|_, _| Reply::Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n0123456789".to_vec())).await;
+    let server =
+        Server::start(|_, _| Reply::Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n0123456789".to_vec())).await;
     let mut body = client().open(&blob(&server), &digest(), 0).await.unwrap();
     assert_eq!(body.next().await.unwrap().unwrap(), "0123456789");
     assert_unavailable(body.next().await, "body broke off");
@@ -96,7 +102,14 @@ async fn a_manifest_is_asked_for_with_every_type_and_may_come_in_chunks() {
     assert!(seen[0].is("GET", &format!("/v2/team/app/manifests/{}", digest())));
     let accept = seen[0].header("accept").unwrap();
     assert!(accept.contains("application/vnd.oci.image.index.v1+json") && accept.ends_with("*/*"), "{accept}");
-    assert_eq!((client.metrics.bytes_from_origin.get(), client.metrics.origin_manifest_gets.get(), client.metrics.origin_heads.get()), (20, 1, 0));
+    assert_eq!(
+        (
+            client.metrics.bytes_from_origin.get(),
+            client.metrics.origin_manifest_gets.get(),
+            client.metrics.origin_heads.get()
+        ),
+        (20, 1, 0)
+    );
 }
 
 #[tokio::test]
@@ -113,7 +126,8 @@ async fn an_oversized_manifest_is_refused_however_it_comes() {
         let server = Server::start(move |_, _| reply.clone()).await;
         assert_protocol(fetch(&client(), &manifest(&server), from).await, part);
     }
-    let server = Server::start(move |_, _| Reply::Full(200, vec![("Content-Length", size.to_string())], Vec::new())).await;
+    let server =
+        Server::start(move |_, _| Reply::Full(200, vec![("Content-Length", size.to_string())], Vec::new())).await;
     assert_protocol(client().size(&manifest(&server), &digest()).await, "larger than");
 }
 

@@ -13,8 +13,10 @@ async fn registry(takes: impl Fn(&str) -> bool + Send + Sync + 'static) -> Serve
         }
         match request.header("authorization").and_then(|value| value.strip_prefix("Bearer ")) {
             Some(token) if takes(token) => Reply::ok(BLOB),
-            _ => Reply::status(401)
-                .with("WWW-Authenticate", format!(r#"Bearer realm="{own}/token?x=1",service="a, b",scope="repository:team/app:pull""#)),
+            _ => Reply::status(401).with(
+                "WWW-Authenticate",
+                format!(r#"Bearer realm="{own}/token?x=1",service="a, b",scope="repository:team/app:pull""#),
+            ),
         }
     })
     .await
@@ -47,7 +49,10 @@ async fn another_repository_gets_its_own_token_without_being_refused_first() {
     fetch(&client, &Source { repository: "team/other".to_owned(), ..source }, 0).await.unwrap();
     let seen = server.seen();
     assert!(seen[3].target.contains("team%2Fother"), "{}", seen[3].target);
-    assert_eq!((seen.len(), seen[3].header("authorization"), seen[4].header("authorization")), (5, None, Some("Bearer secret-2")));
+    assert_eq!(
+        (seen.len(), seen[3].header("authorization"), seen[4].header("authorization")),
+        (5, None, Some("Bearer secret-2"))
+    );
 }
 
 #[tokio::test]
@@ -89,7 +94,11 @@ async fn basic_is_offered_when_asked_for_and_a_wrong_password_only_once() {
     }
     assert_eq!(server.seen().len(), 3);
 
-    let wrong = UpstreamSettings { username: Some("robot".to_owned()), password: Some("wrong".to_owned()), ..settings(&server) };
+    let wrong = UpstreamSettings {
+        username: Some("robot".to_owned()),
+        password: Some("wrong".to_owned()),
+        ..settings(&server)
+    };
     for credentials in [wrong, settings(&server)] {
         let denied = fetch(&client, &blob_of(Arc::new(Upstream::new(credentials).unwrap())), 0).await;
         assert!(matches!(denied, Err(OriginError::Denied { .. })), "{denied:?}");
@@ -112,14 +121,15 @@ async fn a_refusal_without_a_challenge_is_explained_by_the_api_root() {
 async fn a_registry_may_change_its_way_of_logging_in() {
     let moved = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let has_moved = Arc::clone(&moved);
-    let server = Server::start(move |request, own| match (has_moved.load(Ordering::Relaxed), request.header("authorization")) {
-        (false, _) if request.is("GET", "/token") => Reply::ok(br#"{"token":"x"}"#),
-        (false, Some("Bearer x")) | (true, Some(BASIC)) if request.target.starts_with("/v2/") => Reply::ok(BLOB),
-        (false, _) => Reply::status(401).with("WWW-Authenticate", format!(r#"Bearer realm="{own}/token""#)),
-        (true, _) if request.is("GET", "/token") => Reply::status(404),
-        (true, _) => Reply::status(401).with("WWW-Authenticate", "Basic realm=x"),
-    })
-    .await;
+    let server =
+        Server::start(move |request, own| match (has_moved.load(Ordering::Relaxed), request.header("authorization")) {
+            (false, _) if request.is("GET", "/token") => Reply::ok(br#"{"token":"x"}"#),
+            (false, Some("Bearer x")) | (true, Some(BASIC)) if request.target.starts_with("/v2/") => Reply::ok(BLOB),
+            (false, _) => Reply::status(401).with("WWW-Authenticate", format!(r#"Bearer realm="{own}/token""#)),
+            (true, _) if request.is("GET", "/token") => Reply::status(404),
+            (true, _) => Reply::status(401).with("WWW-Authenticate", "Basic realm=x"),
+        })
+        .await;
     let (client, source) = (client(), blob_of(upstream_with_password(&server)));
     assert_eq!(fetch(&client, &source, 0).await.unwrap(), BLOB);
     moved.store(true, Ordering::Relaxed);
@@ -131,7 +141,9 @@ async fn a_registry_may_change_its_way_of_logging_in() {
 
 #[tokio::test]
 async fn a_foreign_realm_is_not_asked() {
-    let server = Server::start(|_, _| Reply::status(401).with("WWW-Authenticate", r#"Bearer realm="https://tokens.invalid/t""#)).await;
+    let server =
+        Server::start(|_, _| Reply::status(401).with("WWW-Authenticate", r#"Bearer realm="https://tokens.invalid/t""#))
+            .await;
     let client = client();
     assert_protocol(fetch(&client, &blob_of(upstream_with_password(&server)), 0).await, "another site");
     assert_eq!(client.metrics.origin_token_requests.get(), 0);
@@ -171,7 +183,9 @@ async fn a_redirect_to_another_server_carries_no_authorization_and_neither_does_
     let server = Server::start(move |request, _| match (request.target.as_str(), request.header("authorization")) {
         ("/open", _) => Reply::redirect("/opened"),
         ("/opened", _) => Reply::ok(BLOB),
-        (path, Some(BASIC)) if path.contains("/team/app/") => Reply::redirect(&format!("{to}/object?signature=hunter3")),
+        (path, Some(BASIC)) if path.contains("/team/app/") => {
+            Reply::redirect(&format!("{to}/object?signature=hunter3"))
+        }
         (_, Some(BASIC)) => Reply::redirect(&format!("{to}/back")),
         _ => Reply::status(401).with("WWW-Authenticate", "Basic realm=x"),
     })
@@ -184,7 +198,8 @@ async fn a_redirect_to_another_server_carries_no_authorization_and_neither_does_
     assert_eq!((abroad.len(), abroad[0].header("range")), (2, Some("bytes=12-")));
     assert!(abroad.iter().all(|request| request.header("authorization").is_none()));
     let way_back = server.seen().split_off(3);
-    let way_back: Vec<_> = way_back.iter().map(|request| (request.target.as_str(), request.header("authorization"))).collect();
+    let way_back: Vec<_> =
+        way_back.iter().map(|request| (request.target.as_str(), request.header("authorization"))).collect();
     assert_eq!(way_back, [("/open", None), ("/opened", None)]);
 }
 

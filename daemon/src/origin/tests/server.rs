@@ -88,7 +88,10 @@ impl Server {
     }
 
     /// The same over TLS with this configuration, as `https://localhost:port`.
-    pub(super) async fn start_tls(tls: rustls::ServerConfig, script: impl Fn(&Seen, &str) -> Reply + Send + Sync + 'static) -> Self {
+    pub(super) async fn start_tls(
+        tls: rustls::ServerConfig,
+        script: impl Fn(&Seen, &str) -> Reply + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("https://localhost:{}", listener.local_addr().unwrap().port());
         Self::run(listener, url, Some(Arc::new(tls).into()), script)
@@ -174,6 +177,8 @@ async fn read(stream: &mut (impl AsyncRead + Unpin)) -> std::io::Result<Option<S
     let head = String::from_utf8(head).unwrap();
     let mut lines = head.lines();
     let mut first = lines.next().unwrap().split(' ').map(str::to_owned);
-    let headers = lines.filter_map(|line| line.split_once(": ")).map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()));
+    let headers = lines
+        .filter_map(|line| line.split_once(": "))
+        .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()));
     Ok(Some(Seen { method: first.next().unwrap(), target: first.next().unwrap(), headers: headers.collect() }))
 }

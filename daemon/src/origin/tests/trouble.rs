@@ -6,7 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// Gives `first` to the first `times` requests, the blob to all after.
 async fn after(times: usize, first: Reply) -> Server {
     let number = AtomicUsize::new(0);
-    Server::start(move |_, _| if number.fetch_add(1, Ordering::Relaxed) < times { first.clone() } else { Reply::ok(BLOB) }).await
+    Server::start(
+        move |_, _| if number.fetch_add(1, Ordering::Relaxed) < times { first.clone() } else { Reply::ok(BLOB) },
+    )
+    .await
 }
 
 #[tokio::test]
@@ -19,7 +22,9 @@ async fn what_is_not_there_is_not_asked_for_again() {
 
 #[tokio::test]
 async fn passing_failures_are_tried_three_times() {
-    for passing in [Reply::status(500), Reply::status(502), Reply::status(503), Reply::status(429), Reply::Raw(Vec::new())] {
+    for passing in
+        [Reply::status(500), Reply::status(502), Reply::status(503), Reply::status(429), Reply::Raw(Vec::new())]
+    {
         let server = after(2, passing.clone()).await;
         let client = client();
         assert_eq!(fetch(&client, &blob(&server), 0).await.unwrap(), BLOB);
@@ -66,10 +71,17 @@ async fn silence_before_the_headers_meets_its_deadline() {
 async fn the_whole_call_meets_its_deadline_whatever_each_step_may_take() {
     let server = after(usize::MAX, Reply::Stall(Vec::new())).await;
     let timeouts = OriginTimeouts { open: Duration::from_millis(100), ..patient() };
-    assert_unavailable(fetch(&Origin::new(timeouts, Vec::new(), Arc::default()), &blob(&server), 0).await, "no answer within the deadline");
+    assert_unavailable(
+        fetch(&Origin::new(timeouts, Vec::new(), Arc::default()), &blob(&server), 0).await,
+        "no answer within the deadline",
+    );
     // The manifest body belongs to the call if its size is not known.
-    let server = after(usize::MAX, Reply::Stall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec())).await;
-    assert_unavailable(fetch(&Origin::new(timeouts, Vec::new(), Arc::default()), &manifest(&server), 0).await, "within the deadline");
+    let server =
+        after(usize::MAX, Reply::Stall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec())).await;
+    assert_unavailable(
+        fetch(&Origin::new(timeouts, Vec::new(), Arc::default()), &manifest(&server), 0).await,
+        "within the deadline",
+    );
 }
 
 #[tokio::test]
@@ -102,8 +114,13 @@ async fn a_pre_signed_url_that_ran_out_is_asked_of_the_registry_again() {
 
 #[tokio::test]
 async fn redirects_into_the_link_or_to_other_schemes_are_refused() {
-    for target in ["http://169.254.169.254/latest", "http://[fe80::1]/", "file:///etc/passwd", "ftp://127.0.0.1/", "http://u:p@127.0.0.1/"]
-    {
+    for target in [
+        "http://169.254.169.254/latest",
+        "http://[fe80::1]/",
+        "file:///etc/passwd",
+        "ftp://127.0.0.1/",
+        "http://u:p@127.0.0.1/",
+    ] {
         let server = Server::start(move |_, _| Reply::redirect(target)).await;
         assert_protocol(fetch(&client(), &blob(&server), 0).await, "refused to follow");
         assert_eq!(server.seen().len(), 1, "a refusal is final");
@@ -113,11 +130,15 @@ async fn redirects_into_the_link_or_to_other_schemes_are_refused() {
 #[tokio::test]
 async fn a_public_registry_cannot_lead_to_a_name_on_loopback() {
     let server = Server::start(|_, _| Reply::ok(BLOB)).await;
-    let public = Upstream::new(UpstreamSettings::new("public", "http://registry.example.com".parse().unwrap())).unwrap();
+    let public =
+        Upstream::new(UpstreamSettings::new("public", "http://registry.example.com".parse().unwrap())).unwrap();
     let url: url::Url = server.url.replace("127.0.0.1", "localhost").parse().unwrap();
     assert_eq!(public.permit(&url), Ok(()), "the text alone is no reason");
     let error = public.client(&url).get(url.clone()).send().await.unwrap_err();
-    assert_protocol(Err::<(), _>(error::Failure::transport("registry.example.com", error).error), "refused to follow to localhost");
+    assert_protocol(
+        Err::<(), _>(error::Failure::transport("registry.example.com", error).error),
+        "refused to follow to localhost",
+    );
     assert_eq!(server.seen().len(), 0);
 }
 
@@ -130,7 +151,10 @@ async fn a_certificate_is_trusted_by_the_ca_file_of_its_upstream_only() {
     let key = rustls::pki_types::PrivatePkcs8KeyDer::from(made.key_pair.serialize_der());
     let tls = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
     let tls = tls.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
-    let server = Server::start_tls(tls.with_single_cert(vec![made.cert.der().clone()], key.into()).unwrap(), |_, _| Reply::ok(BLOB)).await;
+    let server = Server::start_tls(tls.with_single_cert(vec![made.cert.der().clone()], key.into()).unwrap(), |_, _| {
+        Reply::ok(BLOB)
+    })
+    .await;
     let trusting = UpstreamSettings { ca_file: Some(ca_file), ..settings(&server) };
     assert_eq!(fetch(&client(), &blob_of(Arc::new(Upstream::new(trusting).unwrap())), 0).await.unwrap(), BLOB);
     // Without it there is no client at all on a machine without CA certificates, and no connection on any other.

@@ -1,0 +1,146 @@
+//! What a fetch knows of its blob once the size is known: states, chunks, and what is on its way.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use super::{PullId, release::Releases};
+use crate::{
+    chain::Chain,
+    chunk::{ChunkIndex, ChunkSet, Layout},
+    claim::Segment,
+    limits::Limits,
+    peer::PeerId,
+    time::Time,
+};
+
+/// A pull counts as lost after so many times what pulls take.
+pub(super) const PULL_PATIENCE: u32 = 6;
+/// Pulls that take longer than this are too many at once.
+pub(super) const PULL_TIME_AIM: Duration = Duration::from_secs(1);
+/// What pulls are taken to take at most.
+pub(super) const PULL_TIME_MAX: Duration = Duration::from_secs(20);
+
+/// What is known of a blob whose size is known.
+#[derive(Debug)]
+pub(super) struct Content {
+    pub(super) chain: Chain,
+    /// The signed states that the chain was made of, in order.
+    pub(super) segments: Vec<Segment>,
+    pub(super) have: ChunkSet,
+    /// The peer that brought the last new states.
+    pub(super) feeder: Option<PeerId>,
+    /// When states were last asked for again.
+    pub(super) states_asked: Time,
+    /// Chunks that we were shown first.
+    pub(super) fresh: BTreeSet<ChunkIndex>,
+    /// Chunks that are being pulled.
+    pub(super) busy: ChunkSet,
+    /// How many peers have each chunk.
+    pub(super) rarity: Vec<u16>,
+    pub(super) pulls: BTreeMap<PullId, Pull>,
+    /// Moving average of how long a good pull takes.
+    pub(super) pull_time: Duration,
+    pub(super) releases: Releases,
+    /// Chunks that subscribers have not been told of.
+    pub(super) untold: Vec<ChunkIndex>,
+    /// When they were last told.
+    pub(super) told: Time,
+    /// Who sent a chunk that did not verify, the first time.
+    pub(super) corrupt: BTreeMap<ChunkIndex, PeerId>,
+}
+
+/// A chunk on its way from a peer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pull {
+    pub(super) peer: PeerId,
+    pub(super) chunk: ChunkIndex,
+    pub(super) started: Time,
+    /// It is of those that we were shown first, and takes no room from others.
+    pub(super) fresh: bool,
+    /// It was time to ask a second peer, and that was tried.
+    pub(super) hedged: bool,
+}
+
+impl Content {
+    pub(super) fn new(chain: Chain, have: ChunkSet) -> Self {
+        let count = chain.layout().count();
+        Self {
+            chain,
+            segments: Vec::new(),
+            have,
+            feeder: None,
+            states_asked: Time::ZERO,
+            fresh: BTreeSet::new(),
+            busy: ChunkSet::empty(count),
+            rarity: vec![0; count as usize],
+            pulls: BTreeMap::new(),
+            pull_time: Duration::ZERO,
+            releases: Releases::default(),
+            untold: Vec::new(),
+            told: Time::ZERO,
+            corrupt: BTreeMap::new(),
+        }
+    }
+
+    pub(super) const fn layout(&self) -> Layout {
+        self.chain.layout()
+    }
+
+    /// The chunks in front of which all states are known end here.
+    pub(super) fn verifiable_end(&self) -> ChunkIndex {
+        if self.chain.is_whole() { ChunkIndex(self.layout().count()) } else { self.chain.frontier() }
+    }
+
+    /// What a peer has, we lack, nobody sends yet, and could be verified.
+    pub(super) fn wanted<'a>(&'a self, theirs: &'a ChunkSet) -> impl Iterator<Item = ChunkIndex> + 'a {
+        let end = self.verifiable_end();
+        theirs.without(&self.have, &self.busy).take_while(move |chunk| *chunk < end)
+    }
+
+    pub(super) fn missing(&self) -> u32 {
+        self.layout().count() - self.have.len()
+    }
+
+    /// A chunk is no longer on its way from this pull; it may still be from another.
+    pub(super) fn drop_pull(&mut self, pull: PullId) -> Option<Pull> {
+        let dropped = self.pulls.remove(&pull)?;
+        if !self.pulls.values().any(|other| other.chunk == dropped.chunk) {
+            self.busy.remove(dropped.chunk);
+        }
+        Some(dropped)
+    }
+
+    pub(super) fn note_time(&mut self, took: Duration) {
+        self.pull_time = if self.pull_time.is_zero() { took } else { (self.pull_time * 7 + took) / 8 };
+    }
+
+    /// A pull that was given up may just be slow, and the next ones with it: give them more time.
+    pub(super) fn note_late(&mut self, took: Duration) {
+        self.pull_time = self.pull_time.max(took).min(PULL_TIME_MAX);
+    }
+
+    /// Pulls to have out at once: many hide the way there and back, but where each takes long, they only delay each other.
+    pub(super) fn pulls_max(&self, limits: &Limits) -> usize {
+        if self.pull_time <= PULL_TIME_AIM {
+            return limits.pulls_max;
+        }
+        let share = PULL_TIME_AIM.as_secs_f64() / self.pull_time.as_secs_f64();
+        ((limits.pulls_max as f64 * share) as usize).clamp(2.min(limits.pulls_max), limits.pulls_max)
+    }
+
+    /// When a pull counts as lost.
+    pub(super) fn pull_end(&self, pull: &Pull, limits: &Limits) -> Time {
+        pull.started + limits.pull_timeout_min.max(self.pull_time * PULL_PATIENCE)
+    }
+
+    pub(super) fn in_endgame(&self, limits: &Limits) -> bool {
+        self.missing() <= limits.endgame_chunks
+    }
+
+    /// When a slow pull of the endgame is asked of a second peer too.
+    pub(super) fn hedge_at(&self, pull: &Pull) -> Time {
+        pull.started + (self.pull_time * 2).max(Duration::from_millis(20))
+    }
+}
