@@ -520,6 +520,10 @@ fn a_size_that_nobody_signed_makes_no_room() {
     swarm.handle(Time::ZERO, Input::Received { peer: peer(1), message: subscribe }, &mut out);
     let size = 200 << 30;
     let chunks = ChunkSet::full(Layout::new(size).expect("large, but allowed").count());
-    swarm.handle(Time::ZERO, Input::Received { peer: peer(1), message: Message::Have { digest, size, chunks } }, &mut out);
+    swarm.handle(
+        Time::ZERO,
+        Input::Received { peer: peer(1), message: Message::Have { digest, size, chunks } },
+        &mut out,
+    );
     assert!(!out.iter().any(|order| matches!(order, Output::Sized { .. })), "{out:?}");
 }
