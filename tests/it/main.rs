@@ -9,6 +9,7 @@ mod clients;
 mod config;
 mod crash;
 mod deploy;
+mod hostile;
 mod namespaces;
 mod registry;
 mod swarm;

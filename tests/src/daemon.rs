@@ -12,7 +12,11 @@ use std::{
 use base64::{Engine, prelude::BASE64_STANDARD};
 use reqwest::{Client, RequestBuilder};
 use rustix::process::Signal;
-use shoal_proto::status::Status;
+use shoal_proto::{
+    digest::Digest,
+    peer::{Contact, PeerId},
+    status::Status,
+};
 use tempfile::TempDir;
 
 use crate::{
@@ -270,6 +274,17 @@ impl Daemon {
     /// If it gives none.
     pub async fn status(&self) -> Status {
         self.try_status().await.unwrap_or_else(|| panic!("no status report\n{}", self.log()))
+    }
+
+    /// Who and where it is, for its peers.
+    ///
+    /// # Panics
+    /// If it does not tell.
+    pub async fn contact(&self) -> Contact {
+        let hex = self.status().await.name.peer;
+        let digest: Digest = format!("sha256:{hex}").parse().expect("64 hex digits");
+        let peer = PeerId(digest.as_bytes().try_into().expect("32 bytes"));
+        Contact { peer, address: self.addresses.p2p }
     }
 
     /// Waits until discovery knows so many other nodes.
