@@ -143,7 +143,11 @@ impl Stored {
         if let Some(bytes) = file.read_cached(piece.start, len) {
             return Ok(bytes);
         }
-        task::spawn_blocking(move || file.read(piece.start, len)).await.map_err(io::Error::other)?
+        let read = move || {
+            file.read_ahead(piece.end, READ_AHEAD_BYTES);
+            file.read(piece.start, len)
+        };
+        task::spawn_blocking(read).await.map_err(io::Error::other)?
     }
 }
 
