@@ -129,10 +129,12 @@ impl Daemon {
         let store = tokio::task::spawn_blocking(move || Store::open(&data_dir)).await;
         let store = store.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
         let identity = Identity::load_or_create(&config.data_dir.join("node.key"))?;
-        let metrics = Arc::new(Metrics::new());
+        let mut metrics = Metrics::new();
+        metrics.watch_store(store.clone());
+        let metrics = Arc::new(metrics);
         let download = Bucket::optional(config.limits.download);
-        let origin =
-            Origin::new(OriginTimeouts::default(), vec![Bucket::optional(config.limits.origin), download.clone()]);
+        let caps = vec![Bucket::optional(config.limits.origin), download.clone()];
+        let origin = Origin::new(OriginTimeouts::default(), caps, Arc::clone(&metrics));
         let (events, events_in) = mpsc::channel(EVENTS_MAX);
         let (dht, plane) = bind_p2p(&config, &identity, &secret, download, events).await?;
         let shutdown = CancellationToken::new();
@@ -173,8 +175,6 @@ impl Daemon {
             store: store.clone(),
             dht: dht.clone(),
             plane: plane.clone(),
-            origin: origin.clone(),
-            registry: registry.clone(),
             metrics: Arc::clone(&metrics),
         };
         let observe = Arc::clone(&reporter.observe);

@@ -5,11 +5,20 @@
 use std::fmt;
 
 use prometheus_client::{
-    encoding::text,
-    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric, text},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::{ConstGauge, Gauge},
+        histogram::Histogram,
+        info::Info,
+    },
     registry::{Registry, Unit},
 };
 use shoal_proto::status::Totals;
+
+use crate::store::Store;
 
 /// The media type of [`Metrics::encode`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -17,7 +26,8 @@ pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 /// One label with its value.
 type Label = [(&'static str, &'static str); 1];
 
-const STATUS_CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+/// Nothing is answered with 1xx.
+const STATUS_CLASSES: [&str; 4] = ["2xx", "3xx", "4xx", "5xx"];
 
 /// Upper bounds of the histograms in seconds: from a blob at hand to the slowest pull that a client waits for.
 const SECONDS: [f64; 13] = [0.001, 0.005, 0.02, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0, 600.0];
@@ -26,40 +36,56 @@ const SECONDS: [f64; 13] = [0.001, 0.005, 0.02, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 1
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
-    /// Content bytes received from origins.
+    /// Bytes of manifest and blob bodies from origins, skipped ones included.
     pub bytes_from_origin: Counter,
-    /// Content bytes received from peers.
+    /// Bytes of whole chunks from peers, whatever became of them.
     pub bytes_from_peers: Counter,
-    /// Content bytes sent to peers.
+    /// Bytes of whole chunks sent to peers.
     pub bytes_to_peers: Counter,
-    /// Content bytes sent to clients of the registry front.
+    /// Bytes of manifests and blobs handed to the connections of clients.
     pub bytes_to_clients: Counter,
-    /// GET requests for blobs to origins.
+    /// GET requests for blobs to origins, refused ones and further tries included; not those to redirect targets.
     pub origin_blob_gets: Counter,
-    /// GET requests for manifests to origins.
+    /// GET requests for manifests to origins, likewise.
     pub origin_manifest_gets: Counter,
-    /// HEAD requests to origins.
+    /// HEAD requests to origins, likewise.
     pub origin_heads: Counter,
-    /// Chunks whose link held.
+    /// Requests to token servers of origins.
+    pub origin_token_requests: Counter,
+    /// Tries after the first of a request to an origin.
+    pub origin_retries: Counter,
+    /// Chunks from peers and origins whose link held.
     pub chunks_verified: Counter,
-    /// Chunks whose link did not hold; they were thrown away.
+    /// Chunks from peers and origins whose link did not hold; they were thrown away.
     pub chunks_corrupt: Counter,
+    /// Times that two claims about a blob contradicted each other.
+    pub claims_disputed: Counter,
+    /// Claims that turned out false: what rested on them was thrown away.
+    pub claims_false: Counter,
+    /// Sealed blobs that no longer matched their digest and were removed.
+    pub blobs_rotten: Counter,
     /// Fetches that began.
     pub fetches_started: Counter,
     /// Fetches that ended in a sealed blob.
     pub fetches_finished: Counter,
     /// Fetches that were given up.
     pub fetches_failed: Counter,
-    /// Clients that are reading a blob now; see [`Held`].
+    /// Origin leases that trackers granted to this node.
+    pub leases_granted: Counter,
+    /// Fetches that turned to the origin without a lease from a tracker, because none answered.
+    pub fallbacks_untracked: Counter,
+    /// Fetches that turned to the origin without a lease from a tracker, because nothing came from peers.
+    pub fallbacks_stalled: Counter,
+    /// Bodies that ended early, by this node or by the client.
+    pub cut_bodies: Counter,
+    /// Open connections of clients; see [`Held`].
+    pub client_connections: Gauge,
+    /// Clients that are being sent a blob now; see [`Held`].
     pub open_readers: Gauge,
-    /// Origin leases that this node holds now.
+    /// Leases by which this node may stream from origins now.
     pub leases_held: Gauge,
     /// Peers that the data plane is connected to now.
     pub connected_peers: Gauge,
-    /// Sealed blobs in the store.
-    pub stored_blobs: Gauge,
-    /// Bytes in the store.
-    pub stored_bytes: Gauge,
     /// Seconds from the start of a fetch to its seal.
     pub fetch_seconds: Histogram,
     /// Seconds from a client's request for a blob to the first byte of its body.
@@ -82,30 +108,59 @@ impl Metrics {
         registry.register("build", "The running release", version);
 
         let received = Family::<Label, Counter>::default();
-        registry.register_with_unit("received", "Content bytes received", Unit::Bytes, received.clone());
+        registry.register_with_unit(
+            "received",
+            "Content bytes received, verified or not",
+            Unit::Bytes,
+            received.clone(),
+        );
         let sent = Family::<Label, Counter>::default();
-        registry.register_with_unit("sent", "Content bytes sent", Unit::Bytes, sent.clone());
+        registry.register_with_unit(
+            "sent",
+            "Content bytes sent to peers (whole chunks) and clients",
+            Unit::Bytes,
+            sent.clone(),
+        );
         let origin = Family::<Label, Counter>::default();
-        registry.register("origin_requests", "Requests to origins", origin.clone());
+        registry.register("origin_requests", "Requests to origins and their token servers", origin.clone());
         let chunks = Family::<Label, Counter>::default();
-        registry.register("chunks", "Chunks checked against their link", chunks.clone());
+        registry.register("chunks", "Chunks from peers and origins, checked against their link", chunks.clone());
+        let claims = Family::<Label, Counter>::default();
+        registry.register(
+            "claims",
+            "Claims about a blob: contradicted by another one (disputed), or proven false",
+            claims.clone(),
+        );
+        let fallbacks = Family::<Label, Counter>::default();
+        registry.register(
+            "fallbacks",
+            "Fetches that turned to the origin without a tracker's lease",
+            fallbacks.clone(),
+        );
         let ended = Family::<Label, Counter>::default();
         registry.register("fetches_ended", "Fetches that ended", ended.clone());
         let responses = Family::<Label, Counter>::default();
         registry.register("http_responses", "Responses of the registry front", responses.clone());
-        let fetches_started = Counter::default();
-        registry.register("fetches_started", "Fetches that began", fetches_started.clone());
+        let mut counter = |name, help| {
+            let counter = Counter::default();
+            registry.register(name, help, counter.clone());
+            counter
+        };
+        let fetches_started = counter("fetches_started", "Fetches that began");
+        let leases_granted = counter("leases_granted", "Origin leases that trackers granted to this node");
+        let origin_retries = counter("origin_retries", "Tries after the first of a request to an origin");
+        let blobs_rotten = counter("blobs_rotten", "Sealed blobs that no longer matched their digest and were removed");
+        let cut_bodies = counter("cut_bodies", "Bodies that ended early, by this node or by the client");
 
         let mut gauge = |name, help| {
             let gauge = Gauge::default();
             registry.register(name, help, gauge.clone());
             gauge
         };
-        let open_readers = gauge("open_readers", "Clients that are reading a blob");
-        let leases_held = gauge("leases_held", "Origin leases that this node holds");
+        let client_connections = gauge("client_connections", "Open connections of clients to the registry front");
+        let open_readers = gauge("open_readers", "Clients that are being sent a blob");
+        let leases_held = gauge("leases_held", "Leases by which this node may stream from origins");
         let connected_peers = gauge("connected_peers", "Peers that the data plane is connected to");
-        let stored_blobs = gauge("stored_blobs", "Sealed blobs in the store");
-        let stored_bytes = gauge("stored_bytes", "Bytes in the store");
 
         let mut histogram = |name, help| {
             let histogram = Histogram::new(SECONDS);
@@ -113,7 +168,8 @@ impl Metrics {
             histogram
         };
         let fetch_seconds = histogram("fetch", "From the start of a fetch to its seal");
-        let first_byte_seconds = histogram("first_byte", "From a client's request to the first byte of its body");
+        let first_byte_seconds =
+            histogram("first_byte", "From a client's request for a blob to the first byte of its body");
 
         Self {
             bytes_from_origin: received.get_or_create_owned(&[("from", "origin")]),
@@ -123,16 +179,24 @@ impl Metrics {
             origin_blob_gets: origin.get_or_create_owned(&[("kind", "blob_get")]),
             origin_manifest_gets: origin.get_or_create_owned(&[("kind", "manifest_get")]),
             origin_heads: origin.get_or_create_owned(&[("kind", "head")]),
+            origin_token_requests: origin.get_or_create_owned(&[("kind", "token")]),
+            origin_retries,
             chunks_verified: chunks.get_or_create_owned(&[("verdict", "verified")]),
             chunks_corrupt: chunks.get_or_create_owned(&[("verdict", "corrupt")]),
+            claims_disputed: claims.get_or_create_owned(&[("verdict", "disputed")]),
+            claims_false: claims.get_or_create_owned(&[("verdict", "false")]),
+            blobs_rotten,
             fetches_started,
             fetches_finished: ended.get_or_create_owned(&[("result", "sealed")]),
             fetches_failed: ended.get_or_create_owned(&[("result", "failed")]),
+            leases_granted,
+            fallbacks_untracked: fallbacks.get_or_create_owned(&[("why", "untracked")]),
+            fallbacks_stalled: fallbacks.get_or_create_owned(&[("why", "stalled")]),
+            cut_bodies,
+            client_connections,
             open_readers,
             leases_held,
             connected_peers,
-            stored_blobs,
-            stored_bytes,
             fetch_seconds,
             first_byte_seconds,
             responses: STATUS_CLASSES.map(|class| responses.get_or_create_owned(&[("class", class)])),
@@ -140,9 +204,14 @@ impl Metrics {
         }
     }
 
+    /// Puts what `store` has on the page: looked up in memory whenever the page is asked for.
+    pub fn watch_store(&mut self, store: Store) {
+        self.registry.register_collector(Box::new(Stored(store)));
+    }
+
     /// Counts a response of the registry front by its status code, for example 404.
     pub fn count_response(&self, status: u16) {
-        if let Some(class) = usize::from(status / 100).checked_sub(1).and_then(|class| self.responses.get(class)) {
+        if let Some(class) = usize::from(status / 100).checked_sub(2).and_then(|class| self.responses.get(class)) {
             class.inc();
         }
     }
@@ -176,6 +245,21 @@ impl Metrics {
     }
 }
 
+/// The store's figures.
+#[derive(Debug)]
+struct Stored(Store);
+
+impl Collector for Stored {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut gauge = |name, help, unit: Option<&Unit>, value: u64| {
+            let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+            gauge.encode(encoder.encode_descriptor(name, help, unit, gauge.metric_type())?)
+        };
+        gauge("stored_blobs", "Sealed blobs in the store.", None, self.0.sealed_count() as u64)?;
+        gauge("stored", "Bytes that blobs in the store take or have reserved.", Some(&Unit::Bytes), self.0.bytes())
+    }
+}
+
 /// One more in a gauge for as long as this lives, on every way out.
 #[derive(Debug)]
 #[must_use = "the gauge goes down when this is dropped"]
@@ -197,6 +281,8 @@ impl Drop for Held {
 
 #[cfg(test)]
 mod tests {
+    use shoal_proto::digest::{Algorithm, Digest};
+
     use super::*;
 
     fn lines(metrics: &Metrics) -> Vec<String> {
@@ -215,23 +301,52 @@ mod tests {
             "shoal_origin_requests_total{kind=\"blob_get\"} 0",
             "shoal_origin_requests_total{kind=\"manifest_get\"} 0",
             "shoal_origin_requests_total{kind=\"head\"} 0",
+            "shoal_origin_requests_total{kind=\"token\"} 0",
+            "shoal_origin_retries_total 0",
             "shoal_chunks_total{verdict=\"verified\"} 0",
             "shoal_chunks_total{verdict=\"corrupt\"} 0",
+            "shoal_claims_total{verdict=\"disputed\"} 0",
+            "shoal_claims_total{verdict=\"false\"} 0",
+            "shoal_blobs_rotten_total 0",
+            "shoal_leases_granted_total 0",
+            "shoal_fallbacks_total{why=\"untracked\"} 0",
+            "shoal_fallbacks_total{why=\"stalled\"} 0",
             "shoal_fetches_started_total 0",
             "shoal_fetches_ended_total{result=\"sealed\"} 0",
             "shoal_fetches_ended_total{result=\"failed\"} 0",
             "shoal_http_responses_total{class=\"5xx\"} 0",
+            "shoal_cut_bodies_total 0",
+            "shoal_client_connections 0",
             "shoal_open_readers 0",
             "shoal_leases_held 0",
             "shoal_connected_peers 0",
-            "shoal_stored_blobs 0",
-            "shoal_stored_bytes 0",
             "shoal_fetch_seconds_count 0",
             "shoal_first_byte_seconds_count 0",
             "# EOF",
         ] {
             assert!(lines.iter().any(|found| found == line), "{line} is missing from {lines:#?}");
         }
+    }
+
+    #[test]
+    #[allow(clippy::unwrap_used, reason = "tests")]
+    fn the_page_shows_what_the_store_has_when_it_is_asked() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let mut metrics = Metrics::new();
+        metrics.watch_store(store.clone());
+        let shows = |blobs: &str, bytes: &str| {
+            let lines = lines(&metrics);
+            for line in [blobs, bytes, "# TYPE shoal_stored_bytes gauge", "# UNIT shoal_stored_bytes bytes"] {
+                assert!(lines.iter().any(|found| found == line), "{line} is missing from {lines:#?}");
+            }
+        };
+        shows("shoal_stored_blobs 0", "shoal_stored_bytes 0");
+        let partial = store.create(&Digest::of(Algorithm::Sha512, b"abc"), 3).unwrap();
+        shows("shoal_stored_blobs 0", "shoal_stored_bytes 3");
+        partial.file().write(0, &[b"abc".as_slice().into()]).unwrap();
+        partial.seal(&[]).unwrap();
+        shows("shoal_stored_blobs 1", "shoal_stored_bytes 3");
     }
 
     #[test]
@@ -255,10 +370,10 @@ mod tests {
     #[test]
     fn responses_are_counted_by_class_and_nonsense_is_ignored() {
         let metrics = Metrics::new();
-        for status in [200, 206, 404, 503, 0, 99, 600, u16::MAX] {
+        for status in [200, 206, 404, 503, 0, 99, 100, 600, u16::MAX] {
             metrics.count_response(status);
         }
-        assert_eq!(metrics.responses.each_ref().map(Counter::get), [0, 2, 0, 1, 1]);
+        assert_eq!(metrics.responses.each_ref().map(Counter::get), [2, 0, 1, 1]);
     }
 
     #[test]

@@ -41,6 +41,7 @@ use self::{
 };
 pub use self::{fetch::Fetch, flight::Advance, parts::Parts, read::Blob};
 use crate::{
+    metrics::Metrics,
     origin::{OriginError, Source},
     store::Store,
 };
@@ -221,6 +222,11 @@ impl Node {
             return Vec::new();
         }
         rx.await.unwrap_or_default()
+    }
+
+    /// What the node counts.
+    pub(crate) fn metrics(&self) -> &Arc<Metrics> {
+        &self.shared.parts.metrics
     }
 
     async fn open_sealed(&self, digest: Digest) -> Result<Option<Blob>, OpenError> {

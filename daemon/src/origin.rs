@@ -3,13 +3,7 @@
 //! A plain mechanism: it asks when it is told to. It speaks the pull half of the OCI distribution specification, logs in (Basic or
 //! bearer token), follows redirects without carrying credentials along, and bounds every wait. What it hands out is *not* verified.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use reqwest::{
     Method, StatusCode,
@@ -33,7 +27,7 @@ pub use body::Body;
 pub use error::OriginError;
 pub use upstream::{Upstream, UpstreamError, UpstreamSettings, default_url};
 
-use crate::rate::Bucket;
+use crate::{metrics::Metrics, rate::Bucket};
 use body::Flow;
 use exchange::{Reply, Request};
 
@@ -106,65 +100,20 @@ impl Default for OriginTimeouts {
     }
 }
 
-/// What the origin client did since it was made.
-#[derive(Debug, Default)]
-pub struct OriginCounters {
-    /// Bytes of manifest and blob bodies received, skipped ones included.
-    pub bytes: AtomicU64,
-    /// GET requests for blobs sent to registries, refused ones and further tries included; not those to redirect targets.
-    pub blob_gets: AtomicU64,
-    /// GET requests for manifests, likewise.
-    pub manifest_gets: AtomicU64,
-    /// HEAD requests, likewise.
-    pub heads: AtomicU64,
-    /// Requests to token servers.
-    pub token_requests: AtomicU64,
-    /// Tries after the first of a request.
-    pub retries: AtomicU64,
-}
-
-impl OriginCounters {
-    fn count_request(&self, request: &Request<'_>) {
-        let counter = match (&request.method, request.kind) {
-            (&Method::HEAD, _) => &self.heads,
-            (_, Kind::Blob) => &self.blob_gets,
-            (_, Kind::Manifest) => &self.manifest_gets,
-        };
-        counter.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn count_token_request(&self) {
-        self.token_requests.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn count_retry(&self) {
-        self.retries.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn count_bytes(&self, bytes: u64) {
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
-    }
-}
-
-/// The client for all upstreams. Clones share caps and counters.
+/// The client for all upstreams. Clones share caps and metrics.
 #[derive(Debug, Clone)]
 pub struct Origin {
     timeouts: OriginTimeouts,
     limits: Arc<[Bucket]>,
-    counters: Arc<OriginCounters>,
+    metrics: Arc<Metrics>,
 }
 
 impl Origin {
-    /// A client whose bodies pass through each of `limits` (say, one for origins and one for all downloads).
+    /// A client whose bodies pass through each of `limits` (say, one for origins and one for all downloads). What it does is
+    /// counted in `metrics`.
     #[must_use]
-    pub fn new(timeouts: OriginTimeouts, limits: Vec<Bucket>) -> Self {
-        Self { timeouts, limits: limits.into(), counters: Arc::default() }
-    }
-
-    /// What it did so far.
-    #[must_use]
-    pub fn counters(&self) -> &OriginCounters {
-        &self.counters
+    pub fn new(timeouts: OriginTimeouts, limits: Vec<Bucket>, metrics: Arc<Metrics>) -> Self {
+        Self { timeouts, limits: limits.into(), metrics }
     }
 
     /// Resolves a tag: HEAD, and only if that tells no digest, GET. `accept` is the client's, joined into one line.
@@ -342,8 +291,8 @@ impl Origin {
     }
 
     fn bare_body(&self, size: u64, skip: u64, remaining: u64, host: String, flow: Flow) -> Body {
-        let (limits, counters) = (Arc::clone(&self.limits), Arc::clone(&self.counters));
-        Body { size, host, flow, skip, remaining, idle: self.timeouts.idle, limits, counters, held: None }
+        let (limits, received) = (Arc::clone(&self.limits), self.metrics.bytes_from_origin.clone());
+        Body { size, host, flow, skip, remaining, idle: self.timeouts.idle, limits, received, held: None }
     }
 
     /// Reads a manifest into memory. Refuses one whose end cannot be told from a broken connection.
@@ -363,11 +312,20 @@ impl Origin {
         let read =
             read.map_err(|_| OriginError::unavailable(host.as_str(), "no whole manifest within the deadline"))?;
         let manifest = read.map_err(|error| error.at(&host).error)?;
-        self.counters.count_bytes(manifest.len() as u64);
+        self.metrics.bytes_from_origin.inc_by(manifest.len() as u64);
         for limit in &*self.limits {
             limit.take(manifest.len() as u64).await;
         }
         Ok(manifest)
+    }
+
+    fn count_request(&self, request: &Request<'_>) {
+        let counter = match (&request.method, request.kind) {
+            (&Method::HEAD, _) => &self.metrics.origin_heads,
+            (_, Kind::Blob) => &self.metrics.origin_blob_gets,
+            (_, Kind::Manifest) => &self.metrics.origin_manifest_gets,
+        };
+        counter.inc();
     }
 
     fn deadline(&self) -> Instant {

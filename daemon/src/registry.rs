@@ -40,7 +40,7 @@ use hyper::{
 use shoal_proto::digest::Digest;
 use tokio::sync::Semaphore;
 
-pub use self::{access::Counters, serve::serve};
+pub use self::serve::serve;
 use self::{
     access::Record,
     body::Body,
@@ -52,6 +52,7 @@ use self::{
     tags::Tags,
 };
 use crate::{
+    metrics::Metrics,
     node::{Node, Want},
     origin::{Kind, Origin, Source, Upstream},
 };
@@ -108,7 +109,7 @@ struct Inner {
     stream_sealed: bool,
     /// Memory for manifests on their way to clients, in units of the `manifest` module.
     manifests: Arc<Semaphore>,
-    counters: Arc<Counters>,
+    metrics: Arc<Metrics>,
 }
 
 impl fmt::Debug for Inner {
@@ -125,13 +126,14 @@ struct Request<'a> {
 }
 
 impl Registry {
-    /// A front for `node`, which asks `origin` about tags and sizes.
+    /// A front for `node`, which asks `origin` about tags and sizes. It counts in the node's metrics.
     #[must_use]
     pub fn new(config: RegistryConfig, node: Node, origin: Arc<Origin>) -> Self {
-        Self::with_content(config, Arc::new(Daemon { node, origin }))
+        let metrics = Arc::clone(node.metrics());
+        Self::with_content(config, Arc::new(Daemon { node, origin }), metrics)
     }
 
-    fn with_content(config: RegistryConfig, content: Arc<dyn Content>) -> Self {
+    fn with_content(config: RegistryConfig, content: Arc<dyn Content>, metrics: Arc<Metrics>) -> Self {
         let RegistryConfig { upstreams, default_upstream, hosts, tag_ttl, answer_deadline, stream_sealed } = config;
         let inner = Inner {
             upstreams: Upstreams::new(upstreams, default_upstream.as_deref()),
@@ -141,15 +143,9 @@ impl Registry {
             answer_deadline,
             stream_sealed,
             manifests: Arc::new(Semaphore::new(manifest::PERMITS)),
-            counters: Arc::default(),
+            metrics,
         };
         Self { inner: Arc::new(inner) }
-    }
-
-    /// What has been done so far.
-    #[must_use]
-    pub fn counters(&self) -> &Arc<Counters> {
-        &self.inner.counters
     }
 
     /// Answers a request that came in on a connection whose own end is `local`; `overloaded` says that the connection
@@ -163,6 +159,7 @@ impl Registry {
             self.admit(&head, local)
         };
         let subject = admitted.as_ref().map(ToString::to_string).unwrap_or_default();
+        let kind = admitted.as_ref().ok().and_then(Route::kind);
         let answer = match admitted {
             Ok(route) => self.inner.dispatch(route, &head.method, &head.headers).await,
             Err(failure) => Err(failure),
@@ -170,7 +167,7 @@ impl Registry {
         let mut response = answer.unwrap_or_else(|failure| failure.response());
         response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
         response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-        let record = Record::new(&self.inner.counters, started, head.method, subject, response.status());
+        let record = Record::new(&self.inner.metrics, started, head.method, (subject, kind), response.status());
         response.map(|body| body.recorded(record))
     }
 
@@ -218,6 +215,17 @@ impl Target {
     fn want(&self, digest: &Digest, kind: Kind) -> Want {
         let source = Source { upstream: Arc::clone(&self.upstream), repository: self.repository.clone(), kind };
         Want { digest: *digest, source }
+    }
+}
+
+impl Route {
+    /// What kind of content is asked for, if it is any.
+    const fn kind(&self) -> Option<Kind> {
+        match self {
+            Self::Base => None,
+            Self::Manifest(..) => Some(Kind::Manifest),
+            Self::Blob(..) => Some(Kind::Blob),
+        }
     }
 }
 

@@ -3,14 +3,14 @@
 use std::{
     collections::HashSet,
     net::SocketAddr,
-    sync::{Arc, OnceLock, atomic::Ordering},
+    sync::{Arc, OnceLock},
     time::Instant,
 };
 
 use shoal_proto::{
     chunk::Layout,
     peer::PeerId,
-    status::{Addresses, BlobStatus, FetchStatus, PeerStatus, Status, Totals},
+    status::{Addresses, BlobStatus, FetchStatus, PeerStatus, Status},
 };
 use tokio::{runtime::Handle, sync::watch};
 
@@ -18,9 +18,7 @@ use crate::{
     dht::{Dht, DhtPeer},
     metrics::Metrics,
     node::{Node, NodeFetch},
-    origin::Origin,
     quic::DataPlane,
-    registry::Registry,
     store::Store,
 };
 
@@ -37,8 +35,6 @@ pub(crate) struct Reporter {
     pub(crate) store: Store,
     pub(crate) dht: Dht,
     pub(crate) plane: DataPlane,
-    pub(crate) origin: Origin,
-    pub(crate) registry: Registry,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -66,7 +62,7 @@ impl Reporter {
             peers: self.peers(known),
             blobs: self.blobs(),
             fetches: views.iter().filter(|fetch| !fetch.view.complete).map(fetch_status).collect(),
-            totals: self.totals(),
+            totals: self.metrics.totals(),
         }
     }
 
@@ -96,18 +92,6 @@ impl Reporter {
     fn blobs(&self) -> Vec<BlobStatus> {
         let blobs = self.store.list().into_iter();
         blobs.map(|blob| BlobStatus { digest: blob.digest, size: blob.size, sealed: blob.sealed }).collect()
-    }
-
-    fn totals(&self) -> Totals {
-        let origin = self.origin.counters();
-        Totals {
-            bytes_from_origin: origin.bytes.load(Ordering::Relaxed),
-            bytes_to_clients: self.registry.counters().bytes_to_clients.load(Ordering::Relaxed),
-            origin_blob_gets: origin.blob_gets.load(Ordering::Relaxed),
-            origin_manifest_gets: origin.manifest_gets.load(Ordering::Relaxed),
-            origin_heads: origin.heads.load(Ordering::Relaxed),
-            ..self.metrics.totals()
-        }
     }
 }
 

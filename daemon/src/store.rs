@@ -251,6 +251,12 @@ impl Store {
         index.sealed.iter().map(stored(true)).chain(index.partial.iter().map(stored(false))).collect()
     }
 
+    /// How many blobs are sealed here.
+    #[must_use]
+    pub fn sealed_count(&self) -> usize {
+        self.shared.index().sealed.len()
+    }
+
     /// Bytes that the blobs take or have reserved.
     #[must_use]
     pub fn bytes(&self) -> u64 {

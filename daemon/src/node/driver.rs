@@ -230,6 +230,18 @@ impl Driver {
         for order in out {
             self.obey(order);
         }
+        self.count_leases();
+    }
+
+    /// Only fetches under way, which have jobs, hold leases; there are few of them beside the blobs held for peers.
+    fn count_leases(&self) {
+        let leased = |digest: &&Digest| self.swarm.fetch(digest).is_some_and(|view| view.leased);
+        let leases = self.jobs.keys().filter(leased).count();
+        self.parts.metrics.leases_held.set(i64::try_from(leases).unwrap_or(i64::MAX));
+    }
+
+    fn count_peers(&self) {
+        self.parts.metrics.connected_peers.set(i64::try_from(self.contacts.len()).unwrap_or(i64::MAX));
     }
 
     fn track(&mut self, input: tracker::Input) {
@@ -304,7 +316,6 @@ impl Driver {
     /// Looks in the store for what is left of an earlier fetch, then wishes.
     fn want(&mut self, want: Want, flight: Arc<Flight>) {
         let digest = want.digest;
-        self.parts.metrics.fetches_started.inc();
         self.jobs.insert(digest, Arc::new(Job::new(Some(want.source), flight)));
         let store = self.parts.store.clone();
         self.blocking(move || {
@@ -358,6 +369,7 @@ impl Driver {
     }
 
     fn resumed(&mut self, digest: Digest, resumed: Option<Resumed>) {
+        self.parts.metrics.fetches_started.inc();
         let restored = resumed.map(|resumed| {
             if let Some(job) = self.jobs.get(&digest) {
                 job.flight.sized(resumed.layout, resumed.blob.file().clone());
@@ -394,10 +406,12 @@ impl Driver {
         match event {
             PlaneEvent::Connected { contact } => {
                 self.contacts.insert(contact.peer, contact);
+                self.count_peers();
                 self.swarm(Input::Connected { peer: contact.peer });
             }
             PlaneEvent::Disconnected { peer } => {
                 self.contacts.remove(&peer);
+                self.count_peers();
                 self.swarm(Input::Disconnected { peer });
                 self.track(tracker::Input::Disconnected { peer });
             }

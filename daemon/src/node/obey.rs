@@ -114,6 +114,7 @@ impl Driver {
             Err(error) => {
                 tracing::error!(digest = %digest.short(), %error, "no room for the blob");
                 job.partial.send_replace(Some(None));
+                self.parts.metrics.fetches_failed.inc();
                 self.end(digest, Err(OpenError::Disk(error.to_string())));
                 self.swarm(Input::Forgotten { digest });
                 self.jobs.remove(&digest);
@@ -238,7 +239,9 @@ impl Driver {
         let Some(job) = self.jobs.remove(&digest) else { return };
         tracing::warn!(%digest, "a claim was false; starting anew from the origin");
         let flight = self.flights.renew(digest, Err(OpenError::Corrupt));
-        let fresh = Job::new(job.source.clone(), flight);
+        self.parts.metrics.claims_false.inc();
+        let mut fresh = Job::new(job.source.clone(), flight);
+        fresh.started = job.started;
         if let Some(partial) = job.partial.borrow().clone().flatten() {
             // Before the machine's next order, so that the store has a free place for the new beginning.
             if let Err(error) = partial.discard() {
@@ -269,17 +272,25 @@ impl Driver {
     }
 
     fn report(&self, event: Event) {
+        let metrics = &self.parts.metrics;
         match event {
             Event::CorruptChunk { peer, digest, chunk } => {
-                self.parts.metrics.chunks_corrupt.inc();
                 tracing::warn!(%peer, digest = %digest.short(), chunk = chunk.0, "a peer sent a corrupt chunk");
             }
-            Event::Disputed { digest } => tracing::warn!(digest = %digest.short(), "two claims for one digest"),
+            Event::Disputed { digest } => {
+                metrics.claims_disputed.inc();
+                tracing::warn!(digest = %digest.short(), "two claims for one digest");
+            }
             Event::Untracked { digest } => {
+                metrics.fallbacks_untracked.inc();
                 tracing::warn!(digest = %digest.short(), "no tracker answers; going to the origin");
             }
-            Event::Leased { digest } => tracing::info!(digest = %digest.short(), "origin lease"),
+            Event::Leased { digest } => {
+                metrics.leases_granted.inc();
+                tracing::info!(digest = %digest.short(), "origin lease");
+            }
             Event::Stalled { digest } => {
+                metrics.fallbacks_stalled.inc();
                 tracing::warn!(digest = %digest.short(), "no progress; going to the origin");
             }
         }
@@ -296,14 +307,17 @@ async fn pull_chunk(parts: &Parts, job: &Job, peer: PeerId, ask: Ask, expected: 
         Err(PullError::Missing) => return Verdict::Missing,
         Err(PullError::Link) => return Verdict::Link,
     };
+    parts.metrics.bytes_from_peers.inc_by(bytes);
     match parts.verifier.check(layout, ask.chunk, expected, frames, partial.file()).await {
         verify::Verdict::Good { .. } => {
             parts.metrics.chunks_verified.inc();
-            parts.metrics.bytes_from_peers.inc_by(bytes);
             job.from_peers.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed);
             Verdict::Good
         }
-        verify::Verdict::Corrupt => Verdict::Corrupt,
+        verify::Verdict::Corrupt => {
+            parts.metrics.chunks_corrupt.inc();
+            Verdict::Corrupt
+        }
         verify::Verdict::Disk(error) => {
             tracing::error!(digest = %ask.digest.short(), %error, "cannot store a chunk");
             Verdict::Disk

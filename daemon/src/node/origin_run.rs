@@ -117,7 +117,10 @@ impl Run {
             let expected = Expected { before, end: None };
             let end = match parts.verifier.check(layout, chunk, expected, frames, partial.file()).await {
                 Verdict::Good { end } => end,
-                Verdict::Corrupt => return Err(Failure::Corrupt),
+                Verdict::Corrupt => {
+                    parts.metrics.chunks_corrupt.inc();
+                    return Err(Failure::Corrupt);
+                }
                 Verdict::Disk(error) => {
                     tracing::error!(digest = %self.digest.short(), %error, "cannot store a chunk");
                     return Err(Failure::Disk);

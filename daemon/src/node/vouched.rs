@@ -151,7 +151,13 @@ impl Shelf {
         self.open().remove(&digest);
         let store = self.parts.store.clone();
         match spawn_blocking(move || store.remove(&digest)).await {
-            Ok(Ok(_)) => tracing::error!(%digest, "a stored blob no longer matches its digest: removed"),
+            Ok(Ok(removed)) => {
+                // Not if another reader has seen it before us.
+                if removed {
+                    self.parts.metrics.blobs_rotten.inc();
+                }
+                tracing::error!(%digest, "a stored blob no longer matches its digest: removed");
+            }
             Ok(Err(error)) => tracing::error!(%digest, %error, "a rotten blob cannot be removed"),
             Err(error) => tracing::error!(%digest, %error, "a rotten blob was not removed"),
         }

@@ -1,6 +1,6 @@
 //! Blobs named by SHA-512: fetched from the origin by this node alone, and shown to readers once proven as a whole.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use sha2::{Digest as _, Sha512};
@@ -19,10 +19,18 @@ const BATCH_BYTES: usize = 1024 * 1024;
 /// Starts the fetch of a blob that has no chain.
 pub(super) fn spawn(parts: Arc<Parts>, flights: Flights, want: Want, flight: Arc<Flight>) {
     tokio::spawn(async move {
-        let digest = want.digest;
+        let (digest, started) = (want.digest, Instant::now());
+        parts.metrics.fetches_started.inc();
         let end = fetch(&parts, &want, &flight).await;
-        if let Err(error) = &end {
-            tracing::warn!(%digest, %error, "fetch failed");
+        match &end {
+            Ok(()) => {
+                parts.metrics.fetches_finished.inc();
+                parts.metrics.fetch_seconds.observe(started.elapsed().as_secs_f64());
+            }
+            Err(error) => {
+                parts.metrics.fetches_failed.inc();
+                tracing::warn!(%digest, %error, "fetch failed");
+            }
         }
         flights.end(&digest, end);
     });

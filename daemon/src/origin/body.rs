@@ -3,11 +3,12 @@
 use std::{collections::VecDeque, fmt, sync::Arc, time::Duration};
 
 use bytes::{Buf, Bytes};
+use prometheus_client::metrics::counter::Counter;
 use reqwest::Response;
 use tokio::time::timeout;
 
 use crate::{
-    origin::{OriginCounters, OriginError, error::describe},
+    origin::{OriginError, error::describe},
     rate::Bucket,
 };
 
@@ -25,7 +26,8 @@ pub struct Body {
     pub(super) remaining: u64,
     pub(super) idle: Duration,
     pub(super) limits: Arc<[Bucket]>,
-    pub(super) counters: Arc<OriginCounters>,
+    /// Counts the bytes as they arrive.
+    pub(super) received: Counter,
     /// A piece that waits for the caps. Kept here, so that a caller who gives up on [`Body::next`] can come back for it.
     pub(super) held: Option<Held>,
 }
@@ -80,7 +82,7 @@ impl Body {
             };
             let arrived = Self::arrive(response, self.idle, &self.host).await?;
             if let Some(piece) = &arrived {
-                self.counters.count_bytes(piece.len() as u64);
+                self.received.inc_by(piece.len() as u64);
             }
             self.held = arrived.map(|piece| Held { piece, passed: 0 });
         }

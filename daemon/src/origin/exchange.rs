@@ -81,7 +81,7 @@ impl Origin {
             };
             tracing::debug!(error = %failure.error, tried, ?pause, "origin request failed, trying again");
             last = Some(failure.error);
-            self.counters.count_retry();
+            self.metrics.origin_retries.inc();
             sleep(pause).await;
         }
     }
@@ -99,7 +99,7 @@ impl Origin {
         loop {
             let host = authority(&url);
             if redirects == 0 {
-                self.counters.count_request(request);
+                self.count_request(request);
             }
             let response = self.exchange(request, &url, authorization.as_ref().filter(|_| at_home)).await?;
             if response.status() == StatusCode::UNAUTHORIZED && at_home && !challenged {
@@ -230,7 +230,7 @@ impl Origin {
             let fatal = |why: &str| Failure::fatal(OriginError::protocol(host.as_str(), why));
             upstream.permit(&url).map_err(|why| fatal(&why))?;
             let headers = upstream.basic().map(|basic| (AUTHORIZATION, basic.clone())).into_iter().collect();
-            self.counters.count_token_request();
+            self.metrics.origin_token_requests.inc();
             let response = self.headers_of(upstream, Method::GET, &url, headers).await?;
             if is_redirect(response.status()) {
                 let next = redirect_target(upstream, &url, response.headers()).map_err(|why| fatal(&why))?;

@@ -29,7 +29,7 @@ fn hasty() -> OriginTimeouts {
 }
 
 fn client() -> Origin {
-    Origin::new(patient(), Vec::new())
+    Origin::new(patient(), Vec::new(), Arc::default())
 }
 
 fn settings(server: &Server) -> UpstreamSettings {
@@ -98,8 +98,4 @@ fn assert_unavailable<T: std::fmt::Debug>(outcome: Result<T, OriginError>, part:
         Err(OriginError::Unavailable { why, .. }) if why.contains(part) => {}
         other => panic!("expected unavailability by {part:?}, got {other:?}"),
     }
-}
-
-fn count(counter: &AtomicU64) -> u64 {
-    counter.load(Ordering::Relaxed)
 }

@@ -130,7 +130,8 @@ async fn world(shelf: Shelf) -> World {
     let (events, events_in) = mpsc::channel(64);
     let identity = Identity::generate();
     let (dht, plane) = bind(&identity, events).await;
-    let origin = Origin::new(OriginTimeouts::default(), Vec::new());
+    let metrics = Arc::new(Metrics::new());
+    let origin = Origin::new(OriginTimeouts::default(), Vec::new(), Arc::clone(&metrics));
     let parts = Parts {
         identity,
         secret: Secret::none(),
@@ -139,7 +140,7 @@ async fn world(shelf: Shelf) -> World {
         dht,
         plane,
         origin: origin.clone(),
-        metrics: Arc::new(Metrics::new()),
+        metrics,
         limits: Limits::default(),
         sealed_only: false,
     };

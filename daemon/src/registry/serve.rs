@@ -1,12 +1,6 @@
 //! The accept loop: a bounded number of HTTP/1.1 connections, each with deadlines, and an orderly end.
 
-use std::{
-    io,
-    net::SocketAddr,
-    pin::pin,
-    sync::{Arc, atomic::Ordering::Relaxed},
-    time::Duration,
-};
+use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use hyper::{
     Response,
@@ -23,7 +17,8 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
-use super::{Counters, Registry, body::Body};
+use super::{Registry, body::Body};
+use crate::metrics::Held;
 
 /// Most connections that are served. One containerd opens about ten.
 const CONNECTIONS: usize = 1024;
@@ -110,7 +105,7 @@ async fn connection(
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let local = stream.local_addr()?;
     tune(&stream, peer)?;
-    let _open = Open::new(&registry);
+    let _open = Held::new(&registry.inner.metrics.client_connections);
     let overloaded = place.overloaded;
     let service = service_fn(|request| {
         let registry = &registry;
@@ -156,22 +151,6 @@ fn tune(stream: &TcpStream, peer: SocketAddr) -> io::Result<()> {
     #[cfg(not(target_os = "linux"))]
     let _ = (peer, STALL_MILLISECONDS);
     Ok(())
-}
-
-/// Counts a connection while it is open.
-struct Open(Arc<Counters>);
-
-impl Open {
-    fn new(registry: &Registry) -> Self {
-        registry.counters().connections.fetch_add(1, Relaxed);
-        Self(Arc::clone(registry.counters()))
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Relaxed);
-    }
 }
 
 #[cfg(test)]

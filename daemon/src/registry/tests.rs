@@ -21,7 +21,7 @@ const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 struct Front {
     address: SocketAddr,
     fake: Arc<Fake>,
-    registry: Registry,
+    metrics: Arc<Metrics>,
     shutdown: CancellationToken,
     served: JoinHandle<()>,
 }
@@ -67,13 +67,14 @@ impl Front {
         };
         change(&mut config);
         let fake = fake.shared();
-        let registry = Registry::with_content(config, fake.clone());
+        let metrics = Arc::<Metrics>::default();
+        let registry = Registry::with_content(config, fake.clone(), Arc::clone(&metrics));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
         let grace = Duration::from_secs(30);
-        let served = tokio::spawn(serve(listener, registry.clone(), shutdown.clone(), grace));
-        Self { address, fake, registry, shutdown, served }
+        let served = tokio::spawn(serve(listener, registry, shutdown.clone(), grace));
+        Self { address, fake, metrics, shutdown, served }
     }
 
     /// Sends raw bytes and reads to the end, which must be a FIN and not a reset.
@@ -202,7 +203,7 @@ async fn a_blob_comes_whole_with_all_that_clients_check() {
         assert_eq!(reply.header(name), Some(value));
     }
     assert_eq!(reply.header("Content-Encoding"), None);
-    assert_eq!(front.registry.counters().bytes_to_clients.load(Relaxed), BLOB.len() as u64);
+    assert_eq!(front.metrics.bytes_to_clients.get(), BLOB.len() as u64);
 
     let head = front.ask("HEAD", &blob_path(), &[("Range", "bytes=0-1")]).await;
     assert_eq!((head.status, head.header("Content-Length"), head.body.len()), (200, Some("43"), 0));
@@ -261,7 +262,7 @@ async fn a_body_that_breaks_ends_early_by_fin_with_nothing_wrong_in_it() {
     assert_eq!(reply.body, &BLOB[..20]);
     front.shutdown.cancel();
     front.served.await.unwrap();
-    assert_eq!(front.registry.counters().cut_bodies.load(Relaxed), 1);
+    assert_eq!(front.metrics.cut_bodies.get(), 1);
 }
 
 #[tokio::test]
@@ -396,18 +397,18 @@ async fn one_connection_carries_many_requests() {
         while !reply.ends_with(BLOB) {
             assert_ne!(stream.read_buf(&mut reply).await.unwrap(), 0, "closed too early");
         }
-        assert_eq!(front.registry.counters().connections.load(Relaxed), 1);
+        assert_eq!(front.metrics.client_connections.get(), 1);
     }
     // The idle connection must not hold up the end.
     front.shutdown.cancel();
     front.served.await.unwrap();
     assert_eq!(stream.read(&mut [0; 1]).await.unwrap(), 0);
-    assert_eq!(front.registry.counters().connections.load(Relaxed), 0);
+    assert_eq!(front.metrics.client_connections.get(), 0);
 }
 
 #[tokio::test]
 async fn a_connection_too_many_is_told_so() {
-    let registry = Registry::with_content(RegistryConfig::default(), Fake::default().shared());
+    let registry = Registry::with_content(RegistryConfig::default(), Fake::default().shared(), Arc::default());
     let request = hyper::Request::get("/v2/").body(()).unwrap();
     let response = registry.answer(request, "127.0.0.1:5050".parse().unwrap(), true).await;
     assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
@@ -421,15 +422,54 @@ async fn every_answer_is_counted_once_it_is_over() {
     }
     front.shutdown.cancel();
     front.served.await.unwrap();
-    let counters = front.registry.counters();
-    assert_eq!(counters.requests.load(Relaxed), 3);
-    assert_eq!(counters.unavailable.load(Relaxed), 1);
-    assert_eq!(counters.cut_bodies.load(Relaxed), 0);
+    let metrics = &front.metrics;
+    let page = metrics.encode();
+    for (class, count) in [("2xx", 1), ("4xx", 1), ("5xx", 1)] {
+        assert!(page.contains(&format!("shoal_http_responses_total{{class=\"{class}\"}} {count}\n")), "{page}");
+    }
+    assert_eq!(metrics.cut_bodies.get(), 0);
+    assert_eq!(metrics.bytes_to_clients.get(), 0, "refusals are no content");
+    assert!(page.contains("shoal_first_byte_seconds_count 0\n"), "{page}");
+}
+
+#[tokio::test]
+async fn a_client_is_a_reader_while_it_is_sent_a_blob_and_the_first_byte_is_timed_once() {
+    let metrics = Arc::<Metrics>::default();
+    let config = RegistryConfig {
+        upstreams: [("docker.io".to_owned(), fake::upstream("docker.io"))].into(),
+        ..RegistryConfig::default()
+    };
+    let content = Fake::default().with_content(BLOB).with_content(INDEX).shared();
+    let registry = Registry::with_content(config, content, Arc::clone(&metrics));
+    let manifest_path = format!("/v2/docker.io/team/x/manifests/{}", digest(INDEX));
+    let answer = async |method: &str, path: &str| {
+        let request = hyper::Request::builder().method(method).uri(path).header("Host", "localhost");
+        registry.answer(request.body(()).unwrap(), "127.0.0.1:5050".parse().unwrap(), false).await
+    };
+    let timed = |count: u32| metrics.encode().contains(&format!("shoal_first_byte_seconds_count {count}\n"));
+
+    let blob = answer("GET", &blob_path()).await;
+    assert_eq!((blob.status(), metrics.open_readers.get()), (StatusCode::OK, 1));
+    assert!(timed(0));
+    let sent = http_body_util::BodyExt::collect(blob.into_body()).await.unwrap().to_bytes();
+    assert_eq!(
+        (sent.as_ref(), metrics.open_readers.get(), metrics.bytes_to_clients.get()),
+        (BLOB, 0, BLOB.len() as u64)
+    );
+    assert!(timed(1));
+
+    let head = answer("HEAD", &blob_path()).await;
+    let manifest = answer("GET", &manifest_path).await;
+    assert_eq!((head.status(), manifest.status()), (StatusCode::OK, StatusCode::OK));
+    assert_eq!(metrics.open_readers.get(), 0, "neither reads a blob");
+    http_body_util::BodyExt::collect(manifest.into_body()).await.unwrap();
+    assert!(timed(1));
+    assert_eq!(metrics.bytes_to_clients.get(), (BLOB.len() + INDEX.len()) as u64);
 }
 
 #[tokio::test]
 async fn after_the_grace_what_is_left_is_cut() {
-    let registry = Registry::with_content(RegistryConfig::default(), Fake::default().silent().shared());
+    let registry = Registry::with_content(RegistryConfig::default(), Fake::default().silent().shared(), Arc::default());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let shutdown = CancellationToken::new();
@@ -440,6 +480,6 @@ async fn after_the_grace_what_is_left_is_cut() {
     assert_ne!(stream.read(&mut [0; 1024]).await.unwrap(), 0);
     shutdown.cancel();
     served.await.unwrap();
-    assert_eq!(registry.counters().connections.load(Relaxed), 0);
+    assert_eq!(registry.inner.metrics.client_connections.get(), 0);
     assert!(TcpStream::connect(address).await.is_err());
 }

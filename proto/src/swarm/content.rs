@@ -99,6 +99,21 @@ impl Content {
         theirs.without(&self.have, &self.busy).take_while(move |chunk| *chunk < end)
     }
 
+    /// A peer has these chunks.
+    pub(super) fn list(&mut self, chunks: &ChunkSet) {
+        for chunk in chunks.iter() {
+            self.list_one(chunk);
+        }
+    }
+
+    /// A peer has this chunk.
+    pub(super) fn list_one(&mut self, chunk: ChunkIndex) {
+        if let Some(holders) = self.rarity.get_mut(chunk.at()) {
+            *holders = holders.saturating_add(1);
+            self.releases.confirm(chunk);
+        }
+    }
+
     pub(super) fn missing(&self) -> u32 {
         self.layout().count() - self.have.len()
     }

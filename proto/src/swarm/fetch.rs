@@ -5,6 +5,8 @@ use std::{
     time::Duration,
 };
 
+use rand::RngExt;
+
 use super::{
     Context, Event, FetchError, FetchView, Input, OriginFailure, Output, ReaderId, Restored, Timer,
     content::{Content, PULL_PATIENCE},
@@ -28,6 +30,8 @@ use crate::{
 pub(super) struct Fetch {
     pub(super) digest: Digest,
     pub(super) phase: Phase,
+    /// The complete blob lies in the store.
+    pub(super) sealed: bool,
     /// Known once the size is.
     pub(super) content: Option<Content>,
     pub(super) remotes: BTreeMap<PeerId, Remote>,
@@ -40,6 +44,8 @@ pub(super) struct Fetch {
     pub(super) readers: BTreeMap<ReaderId, ChunkIndex>,
     /// Authors of false states.
     pub(super) banned: BTreeSet<PeerId>,
+    /// How much longer than the limit this fetch waits for progress, so that not all nodes stall in the same instant.
+    calm: f64,
     /// When the last chunk came, or the last bytes from the origin.
     pub(super) progressed: Time,
     /// When somebody last asked for a chunk of it.
@@ -58,6 +64,7 @@ impl Fetch {
         Self {
             digest,
             phase: Phase::Fetching,
+            sealed: false,
             content: None,
             remotes: BTreeMap::new(),
             tracking: Tracking::default(),
@@ -66,6 +73,7 @@ impl Fetch {
             solo: false,
             readers: BTreeMap::new(),
             banned: BTreeSet::new(),
+            calm: 1.0,
             progressed: now,
             used: now,
         }
@@ -84,11 +92,13 @@ impl Fetch {
         content.segments = segments;
         let mut fetch = Self::new(digest, now);
         fetch.phase = Phase::Complete;
+        fetch.sealed = true;
         fetch.content = Some(content);
         Some(fetch)
     }
 
     pub(super) fn start(&mut self, cx: &mut Context<'_>, restored: Option<Restored>) {
+        self.calm = cx.rng.random_range(1.0..1.5);
         if let Some(restored) = restored {
             self.restore(cx, restored);
         }
@@ -121,7 +131,7 @@ impl Fetch {
     }
 
     pub(super) fn is_idle(&self, now: Time, idle: Duration) -> bool {
-        self.is_failed() || self.phase == Phase::Complete && self.used + idle <= now
+        self.is_failed() || self.sealed && self.used + idle <= now
     }
 
     pub(super) fn segments(&self) -> &[Segment] {
@@ -182,6 +192,9 @@ impl Fetch {
     /// Starts whatever can be started.
     pub(super) fn advance(&mut self, cx: &mut Context<'_>) {
         if self.is_fetching() {
+            self.fail_if_hopeless(cx);
+        }
+        if self.is_fetching() {
             self.tend_origin(cx);
             self.pull_more(cx);
         }
@@ -209,7 +222,7 @@ impl Fetch {
         let tell = tell.map(|content| (content.told + limits.got_delay, Timer::Tell));
         let release = content.and_then(|content| content.releases.deadline(limits)).map(|time| (time, Timer::Release));
         if !self.is_fetching() {
-            let idle = Some((self.used + limits.held_idle, Timer::Idle));
+            let idle = self.sealed.then(|| (self.used + limits.held_idle, Timer::Idle));
             return [tell, release, idle].into_iter().flatten().min();
         }
         let pull = content.and_then(|content| {
@@ -244,6 +257,7 @@ impl Fetch {
         };
         let have = ChunkSet::empty(chain.layout().count());
         self.content = Some(Content::new(chain, have));
+        self.list_early(size);
         cx.out.push(Output::Sized { digest: self.digest, size });
         let subscribers: Vec<PeerId> =
             self.remotes.iter().filter(|(_, remote)| remote.subscriber).map(|(peer, _)| *peer).collect();
@@ -262,6 +276,8 @@ impl Fetch {
         self.stop_origin(cx);
         self.lease = None;
         cx.out.push(Output::Proven { digest: self.digest });
+        // Now, not when it is sealed: that may take the disk longer than a lease lives.
+        self.join_complete(cx);
     }
 
     fn sealed(&mut self, cx: &mut Context<'_>, segments: Vec<Segment>) {
@@ -273,15 +289,15 @@ impl Fetch {
         {
             content.releases.clear();
         }
+        self.sealed = true;
         cx.out.push(Output::Announce { digest: self.digest });
-        self.join_complete(cx);
     }
 
     /// A claim turned out false: drop all that rests on it and believe only the origin from now on.
     pub(super) fn distrust(&mut self, cx: &mut Context<'_>) {
         cx.out.push(Output::Report(Event::Disputed { digest: self.digest }));
-        if self.solo {
-            self.fail(cx, FetchError::Origin(OriginFailure::Corrupt));
+        if self.solo || self.shut.is_some() {
+            self.fail(cx, FetchError::Origin(self.shut.unwrap_or(OriginFailure::Corrupt)));
             return;
         }
         self.solo = true;
@@ -304,7 +320,11 @@ impl Fetch {
     /// When no progress becomes too much; where chunks take long, later.
     fn stall_end(&self, limits: &Limits) -> Time {
         let pull_time = self.content.as_ref().map_or(Duration::ZERO, |content| content.pull_time);
-        self.progressed + limits.stall_timeout + pull_time * PULL_PATIENCE
+        let alone = self.progressed + (limits.stall_timeout + pull_time * PULL_PATIENCE).mul_f64(self.calm);
+        // While a tracker says that somebody is at it, there is no use in going to the origin too, up to a point.
+        let assured = self.tracking.assured().map(|at| at + limits.stall_timeout / 2);
+        let assured = assured.map(|at| at.min(self.progressed + limits.stall_timeout * 5));
+        assured.map_or(alone, |assured| assured.max(alone))
     }
 
     fn check_stall(&mut self, cx: &mut Context<'_>) {

@@ -15,22 +15,15 @@ use crate::{
 /// The right to stream from the origin.
 #[derive(Debug)]
 pub(super) struct Lease {
-    kind: Kind,
+    /// The tracker's number for it; none if no tracker gave it.
+    epoch: Option<Epoch>,
+    /// Taken because nothing else helped: the origin alone counts.
+    greedy: bool,
     run: Option<Run>,
     tries: u8,
     not_before: Option<Time>,
     /// Bytes of streams that have ended.
     bytes: u64,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// Given by a tracker.
-    Granted(Epoch),
-    /// No tracker answered; peers that have chunks are still preferred.
-    Untracked,
-    /// Taken because nothing else helped: the origin alone counts.
-    Own,
 }
 
 /// A stream from the origin.
@@ -42,25 +35,27 @@ struct Run {
 }
 
 impl Lease {
-    const fn new(kind: Kind) -> Self {
-        Self { kind, run: None, tries: 0, not_before: None, bytes: 0 }
+    const fn new(epoch: Option<Epoch>) -> Self {
+        Self { epoch, greedy: false, run: None, tries: 0, not_before: None, bytes: 0 }
     }
 
     /// A lease that nobody gave, for a fetch that makes no progress otherwise.
     pub(super) const fn own() -> Self {
-        Self::new(Kind::Own)
+        Self { greedy: true, ..Self::new(None) }
     }
 
     pub(super) const fn is_greedy(&self) -> bool {
-        matches!(self.kind, Kind::Own)
+        self.greedy
+    }
+
+    /// Taken because no tracker answered.
+    pub(super) const fn is_untracked(&self) -> bool {
+        self.epoch.is_none() && !self.greedy
     }
 
     /// For heartbeats: the epoch and the bytes that came in.
     pub(super) fn report(&self) -> Option<(Epoch, u64)> {
-        match self.kind {
-            Kind::Granted(epoch) => Some((epoch, self.bytes + self.run.as_ref().map_or(0, |run| run.bytes))),
-            Kind::Untracked | Kind::Own => None,
-        }
+        Some((self.epoch?, self.bytes + self.run.as_ref().map_or(0, |run| run.bytes)))
     }
 
     pub(super) fn deadline(&self) -> Option<Time> {
@@ -71,10 +66,9 @@ impl Lease {
 impl Fetch {
     pub(super) fn take_lease(&mut self, cx: &mut Context<'_>, epoch: Epoch) {
         match &mut self.lease {
-            Some(lease) if lease.kind == Kind::Own => {}
-            Some(lease) => lease.kind = Kind::Granted(epoch),
+            Some(lease) => lease.epoch = Some(epoch),
             None => {
-                let mut lease = Lease::new(Kind::Granted(epoch));
+                let mut lease = Lease::new(Some(epoch));
                 lease.not_before = Some(cx.now + cx.limits.holders_patience);
                 self.lease = Some(lease);
                 cx.out.push(Output::Report(Event::Leased { digest: self.digest }));
@@ -86,16 +80,24 @@ impl Fetch {
     pub(super) fn take_untracked(&mut self, cx: &mut Context<'_>) {
         if self.lease.is_none() && self.shut.is_none() {
             cx.out.push(Output::Report(Event::Untracked { digest: self.digest }));
-            self.lease = Some(Lease::new(Kind::Untracked));
+            self.lease = Some(Lease::new(None));
         }
     }
 
     pub(super) fn revoked(&mut self, cx: &mut Context<'_>, peer: PeerId, epoch: Epoch) {
-        let ours = self.lease.as_ref().is_some_and(|lease| lease.kind == Kind::Granted(epoch));
-        if ours && self.tracking.includes(peer) {
-            self.stop_origin(cx);
-            self.lease = None;
+        let Some(lease) = self.lease.as_mut().filter(|lease| lease.epoch == Some(epoch)) else { return };
+        if !self.tracking.includes(peer) {
+            return;
         }
+        lease.epoch = None;
+        if !lease.greedy {
+            self.drop_lease(cx);
+        }
+    }
+
+    pub(super) fn drop_lease(&mut self, cx: &mut Context<'_>) {
+        self.stop_origin(cx);
+        self.lease = None;
     }
 
     pub(super) fn stop_origin(&mut self, cx: &mut Context<'_>) {
@@ -189,11 +191,12 @@ impl Fetch {
         if let Some(lease) = &mut self.lease {
             lease.tries = 0;
         }
-        self.arrived(cx, chunk);
+        let new = self.arrived(cx, chunk);
         let Some(content) = &mut self.content else { return };
-        if content.layout().count() >= cx.limits.release_chunks_min {
+        let unique = content.rarity[chunk.at()] == 0;
+        if new && unique && content.layout().count() >= cx.limits.release_chunks_min {
             content.releases.add(chunk);
-        } else {
+        } else if new {
             content.untold.push(chunk);
         }
         self.tell_due(cx);
@@ -226,14 +229,16 @@ impl Fetch {
         self.shut = Some(failure);
         self.lease = None;
         self.heartbeat(cx);
-        self.fail_if_hopeless(cx, false);
     }
 
-    /// Ends a fetch that neither the origin nor any known peer can serve.
-    pub(super) fn fail_if_hopeless(&mut self, cx: &mut Context<'_>, served: bool) {
+    /// Ends a fetch that neither the origin nor any peer can serve, as soon as that is sure.
+    pub(super) fn fail_if_hopeless(&mut self, cx: &mut Context<'_>) {
         let Some(failure) = self.shut else { return };
-        let offered = self.remotes.values().any(|remote| remote.offers(|theirs| !theirs.is_empty()));
-        if !served && !offered {
+        let open = self
+            .remotes
+            .values()
+            .any(|remote| remote.offers(|theirs| !theirs.is_empty()) || remote.subscribed && !remote.answered);
+        if !open && self.tracking.holders_known() && !self.tracking.is_served() {
             self.fail(cx, FetchError::Origin(failure));
         }
     }

@@ -7,7 +7,7 @@ use rand::{Rng, RngExt};
 use super::{Context, Event, Output, PullId, Verdict, fetch::Fetch};
 use crate::{
     chain::ChainError,
-    chunk::{ChunkIndex, ChunkSet},
+    chunk::{ChunkIndex, ChunkSet, Layout},
     claim::Segment,
     peer::{Contact, PeerId},
     time::Time,
@@ -27,6 +27,8 @@ pub(super) struct Remote {
     /// It has told, even if nothing.
     pub(super) answered: bool,
     pub(super) have: Option<ChunkSet>,
+    /// The size of the blob, as it says.
+    size: u64,
     /// Up to which chunk it knows the states.
     pub(super) frontier: ChunkIndex,
     /// We told it that we need no states from it.
@@ -187,40 +189,63 @@ impl Fetch {
         remote.frontier = remote.frontier.max(content.chain.frontier());
     }
 
+    /// A peer tells what it has. The size it names is nobody's signed word: it counts only once a segment or the origin
+    /// says the same, except for blobs of one chunk, which have no states to sign and are small.
     fn they_have(&mut self, cx: &mut Context<'_>, peer: PeerId, size: u64, chunks: ChunkSet) {
         if !self.remotes.contains_key(&peer) || self.solo {
             return;
         }
-        if !self.size_up(cx, size) {
+        let single = Layout::new(size).is_some_and(|layout| layout.count() == 1);
+        if single && self.content.is_none() && !self.size_up(cx, size) {
+            return;
+        }
+        if self.content.as_ref().is_some_and(|content| content.layout().size() != size) {
             self.dispute(cx, peer);
             return;
         }
-        let (Some(content), Some(remote)) = (&mut self.content, self.remotes.get_mut(&peer)) else { return };
-        if chunks.capacity() != content.layout().count() {
-            return;
-        }
-        for chunk in remote.have.iter().flat_map(ChunkSet::iter) {
-            content.rarity[chunk.at()] = content.rarity[chunk.at()].saturating_sub(1);
-        }
-        for chunk in chunks.iter() {
-            content.rarity[chunk.at()] += 1;
-            content.releases.confirm(chunk);
-        }
+        self.unlist_all(peer);
+        let Some(remote) = self.remotes.get_mut(&peer) else { return };
         remote.answered = true;
+        remote.size = size;
+        if let Some(content) = &mut self.content {
+            content.list(&chunks);
+        }
         remote.have = Some(chunks);
         self.ask_states(cx, peer);
     }
 
     fn they_got(&mut self, cx: &mut Context<'_>, peer: PeerId, chunks: &[ChunkIndex]) {
-        let (Some(content), Some(remote)) = (&mut self.content, self.remotes.get_mut(&peer)) else { return };
-        let Some(have) = &mut remote.have else { return };
+        let Some(have) = self.remotes.get_mut(&peer).and_then(|remote| remote.have.as_mut()) else { return };
         for chunk in chunks {
-            if have.insert(*chunk) {
-                content.rarity[chunk.at()] += 1;
-                content.releases.confirm(*chunk);
+            if have.insert(*chunk)
+                && let Some(content) = &mut self.content
+            {
+                content.list_one(*chunk);
             }
         }
         self.ask_states(cx, peer);
+    }
+
+    /// Counts what peers told before the size was sure; forgets what they said about another size.
+    pub(super) fn list_early(&mut self, size: u64) {
+        let Some(content) = &mut self.content else { return };
+        for remote in self.remotes.values_mut() {
+            if remote.size != size {
+                remote.have = None;
+            }
+            if let Some(have) = &remote.have {
+                content.list(have);
+            }
+        }
+    }
+
+    /// Takes back all that a peer counts for.
+    fn unlist_all(&mut self, peer: PeerId) {
+        let have = self.remotes.get_mut(&peer).and_then(|remote| remote.have.take());
+        let (Some(content), Some(have)) = (&mut self.content, have) else { return };
+        for chunk in have.iter() {
+            content.rarity[chunk.at()] = content.rarity[chunk.at()].saturating_sub(1);
+        }
     }
 
     /// Asks a peer for states again if it has chunks that cannot be verified without: whoever sent states before is gone or slow.
@@ -314,14 +339,12 @@ impl Fetch {
     }
 
     fn drop_remote(&mut self, cx: &mut Context<'_>, peer: PeerId) {
+        self.unlist_all(peer);
         let Some(remote) = self.remotes.remove(&peer) else { return };
         if remote.subscribed && cx.is_up(peer) {
             cx.send(peer, Message::Unsubscribe { digest: self.digest });
         }
         let Some(content) = &mut self.content else { return };
-        for chunk in remote.have.iter().flat_map(ChunkSet::iter) {
-            content.rarity[chunk.at()] = content.rarity[chunk.at()].saturating_sub(1);
-        }
         content.releases.forget(peer);
         content.feeder = content.feeder.filter(|feeder| *feeder != peer);
         let lost: Vec<PullId> = content.pulls.iter().filter(|(_, pull)| pull.peer == peer).map(|(id, _)| *id).collect();

@@ -87,11 +87,11 @@ impl Fetch {
         }
     }
 
-    /// A chunk is verified and stored.
-    pub(super) fn arrived(&mut self, cx: &mut Context<'_>, chunk: ChunkIndex) {
-        let Some(content) = &mut self.content else { return };
+    /// A chunk is verified and stored. Returns whether it is new.
+    pub(super) fn arrived(&mut self, cx: &mut Context<'_>, chunk: ChunkIndex) -> bool {
+        let Some(content) = &mut self.content else { return false };
         if !content.have.insert(chunk) {
-            return;
+            return false;
         }
         self.progressed = cx.now;
         cx.out.push(Output::Arrived { digest: self.digest, chunk });
@@ -100,6 +100,7 @@ impl Fetch {
         for id in late {
             self.cancel_pull(cx, id);
         }
+        true
     }
 
     pub(super) fn cancel_pull(&mut self, cx: &mut Context<'_>, id: PullId) {

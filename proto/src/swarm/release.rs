@@ -113,16 +113,22 @@ impl Fetch {
         let per_peer = pick::share(cx.limits.releases_max, cx.limits.releases_per_peer_max, subscribers);
         let waiting: Vec<ChunkIndex> = content.releases.waiting.iter().copied().collect();
         for chunk in waiting {
-            if content.releases.pending.len() >= cx.limits.releases_max {
+            let room = |peer: PeerId| per_peer.saturating_sub(content.releases.pending_at(peer));
+            let mut takers = self.remotes.iter().filter(|(_, remote)| remote.subscriber).peekable();
+            let full = content.releases.pending.len() >= cx.limits.releases_max;
+            if full || takers.peek().is_none() || !takers.clone().any(|(peer, _)| room(*peer) > 0) {
                 break;
             }
-            let room = |peer: PeerId| per_peer.saturating_sub(content.releases.pending_at(peer));
-            let able = self.remotes.iter().filter(|(peer, remote)| {
-                remote.subscriber && !remote.offers(|theirs| theirs.contains(chunk)) && room(**peer) > 0
-            });
+            let lacking = takers.filter(|(_, remote)| !remote.offers(|theirs| theirs.contains(chunk)));
+            let lacking: Vec<PeerId> = lacking.map(|(peer, _)| *peer).collect();
+            if lacking.is_empty() {
+                // Everybody has it from elsewhere.
+                content.releases.confirm(chunk);
+                continue;
+            }
+            let able = lacking.into_iter().filter(|peer| room(*peer) > 0);
             let random = &mut *cx.rng;
-            let best = able.max_by_key(|(peer, _)| (room(**peer), random.random::<u32>()));
-            let Some(peer) = best.map(|(peer, _)| *peer) else { break };
+            let Some(peer) = able.max_by_key(|peer| (room(*peer), random.random::<u32>())) else { continue };
             content.releases.waiting.remove(&chunk);
             content.releases.pending.insert(chunk, (peer, cx.now));
             shown.entry(peer).or_default().push(chunk);

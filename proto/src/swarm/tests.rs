@@ -490,3 +490,40 @@ fn a_peer_whose_states_are_known_is_told_to_send_no_more() {
         assert_eq!(out.contains(&enough), from == 2, "{out:?}");
     }
 }
+
+#[test]
+fn chunks_that_others_have_do_not_hold_back_those_they_lack() {
+    // Node 1 has the first half, and the lease holder streams all of it again.
+    let mut world = World::new(2, &Limits::default());
+    let half = world.layout().count() / 2;
+    let mut have = ChunkSet::empty(world.layout().count());
+    for chunk in (0..half).map(ChunkIndex) {
+        have.insert(chunk);
+        world.nodes[1].have.insert(chunk);
+    }
+    let states = (0..=half).map(|at| state(ChunkIndex(at))).collect();
+    let segment = Segment { author: peer(1), from: ChunkIndex::FIRST, states, signature: Signature([0; 64]) };
+    let restored = Some(Restored { size: SIZE, segments: vec![segment], have });
+    world.want(0);
+    world.push(HOP * 8, Event::Swarm(1, Input::Wanted { digest: digest(), restored }));
+    assert!(world.run(Duration::from_secs(5), World::all_complete), "{}", world.describe());
+}
+
+#[test]
+fn a_size_that_nobody_signed_makes_no_room() {
+    let mut swarm = Swarm::new(peer(9), Limits::default(), 1);
+    let mut out = Vec::new();
+    let digest = digest();
+    swarm.handle(Time::ZERO, Input::Wanted { digest, restored: None }, &mut out);
+    swarm.handle(Time::ZERO, Input::Connected { peer: peer(1) }, &mut out);
+    let subscribe = Message::Subscribe { digest, frontier: ChunkIndex::FIRST };
+    swarm.handle(Time::ZERO, Input::Received { peer: peer(1), message: subscribe }, &mut out);
+    let size = 200 << 30;
+    let chunks = ChunkSet::full(Layout::new(size).expect("large, but allowed").count());
+    swarm.handle(
+        Time::ZERO,
+        Input::Received { peer: peer(1), message: Message::Have { digest, size, chunks } },
+        &mut out,
+    );
+    assert!(!out.iter().any(|order| matches!(order, Output::Sized { .. })), "{out:?}");
+}

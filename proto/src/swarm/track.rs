@@ -26,6 +26,8 @@ pub(super) struct Tracking {
     at: usize,
     state: State,
     holders_known: bool,
+    /// When a tracker last said that somebody else has or gets the blob; none since it said the contrary.
+    assured: Option<Time>,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +57,16 @@ impl Tracking {
 
     pub(super) const fn holders_known(&self) -> bool {
         self.holders_known
+    }
+
+    /// When a tracker last said that somebody else has or gets the blob.
+    pub(super) const fn assured(&self) -> Option<Time> {
+        self.assured
+    }
+
+    /// Whether somebody else has or gets the blob, as the tracker says.
+    pub(super) const fn is_served(&self) -> bool {
+        self.assured.is_some()
     }
 
     fn is_at(&self, peer: PeerId) -> bool {
@@ -95,20 +107,26 @@ impl Tracking {
     }
 
     pub(super) fn leave(&self, cx: &mut Context<'_>, digest: Digest) {
-        if let (State::Joined { .. } | State::Joining { .. }, Some(tracker)) = (self.state, self.tracker())
-            && cx.is_up(tracker.peer)
-        {
-            cx.send(tracker.peer, Message::Leave { digest });
+        let told = match self.state {
+            State::Idle | State::Locating { .. } | State::Fallback { .. } => &[],
+            State::Joining { .. } | State::Joined { .. } | State::Asking { .. } | State::Completing => &*self.trackers,
+        };
+        for tracker in told.iter().filter(|tracker| cx.links.up.contains(&tracker.peer) || tracker.peer == cx.me) {
+            cx.out.push(Output::Send { peer: tracker.peer, message: Message::Leave { digest } });
         }
     }
 }
 
 impl Fetch {
     pub(super) fn located(&mut self, cx: &mut Context<'_>, mut trackers: Vec<Contact>) {
+        trackers.truncate(cx.limits.trackers_max);
         if !self.is_fetching() {
+            if self.tracking.state == State::Completing {
+                self.tracking.trackers = trackers;
+                self.join_all(cx);
+            }
             return;
         }
-        trackers.truncate(cx.limits.trackers_max);
         // Those that did not answer a moment ago come last, so that not every fetch waits for them anew.
         trackers.sort_by_key(|contact| cx.is_silent(contact.peer));
         self.tracking.trackers = trackers;
@@ -138,10 +156,12 @@ impl Fetch {
     /// Gives the tracker up and asks all the others at once: whoever answers first is the new one. Should two give the
     /// lease to two nodes, the holders' heartbeats to all trackers settle it.
     fn next_tracker(&mut self, cx: &mut Context<'_>) {
-        if let Some(tracker) = self.tracking.tracker() {
+        let silent = self.tracking.tracker();
+        if let Some(tracker) = silent {
             cx.note_silent(tracker.peer);
         }
-        let others: Vec<Contact> = self.tracking.trackers.iter().skip(self.tracking.at + 1).copied().collect();
+        let others = self.tracking.trackers.iter().filter(|contact| Some(**contact) != silent);
+        let others: Vec<Contact> = others.copied().collect();
         self.tracking.at = self.tracking.trackers.len();
         if others.is_empty() {
             self.fall_back(cx);
@@ -236,7 +256,8 @@ impl Fetch {
         lease: Option<Epoch>,
         served: bool,
     ) {
-        if matches!(self.tracking.state, State::Asking { .. }) {
+        // An answer that comes late, when others were asked or the fallback was prepared, is as good.
+        if matches!(self.tracking.state, State::Asking { .. } | State::Fallback { .. }) {
             self.tracking.turn_to(peer);
         }
         if !self.tracking.is_at(peer) || !self.is_fetching() {
@@ -254,9 +275,11 @@ impl Fetch {
         for contact in peers {
             self.meet(cx, *contact);
         }
+        self.tracking.assured = served.then_some(cx.now);
         match lease {
             Some(epoch) if self.shut.is_none() => self.take_lease(cx, epoch),
-            Some(_) | None => self.fail_if_hopeless(cx, served),
+            None if served && self.lease.as_ref().is_some_and(super::lease::Lease::is_untracked) => self.drop_lease(cx),
+            Some(_) | None => {}
         }
     }
 
@@ -283,8 +306,8 @@ impl Fetch {
 
     /// Tells the trackers that this node has the whole blob; those that are being dialled hear it when connected.
     pub(super) fn join_complete(&mut self, cx: &mut Context<'_>) {
-        self.join_all(cx);
         self.tracking.state = State::Completing;
+        self.join_all(cx);
     }
 }
 

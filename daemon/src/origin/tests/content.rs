@@ -18,8 +18,11 @@ async fn a_blob_is_read_as_it_is_and_counted() {
     assert!(seen[0].is("GET", &blob_path()));
     assert_eq!(seen[0].header("accept-encoding"), Some("identity"));
     assert_eq!((seen[0].header("range"), seen[0].header("authorization")), (None, None));
-    let counters = client.counters();
-    assert_eq!((count(&counters.bytes), count(&counters.blob_gets), count(&counters.retries)), (20, 1, 0));
+    let metrics = &client.metrics;
+    assert_eq!(
+        (metrics.bytes_from_origin.get(), metrics.origin_blob_gets.get(), metrics.origin_retries.get()),
+        (20, 1, 0)
+    );
 }
 
 #[tokio::test]
@@ -29,7 +32,7 @@ async fn a_range_continues_at_its_first_byte() {
     let mut body = client.open(&blob(&server), &digest(), 12).await.unwrap();
     assert_eq!((body.size, read(&mut body).await.unwrap()), (20, Bytes::from_static(&BLOB[12..])));
     assert_eq!(server.seen()[0].header("range"), Some("bytes=12-"));
-    assert_eq!(count(&client.counters().bytes), 8);
+    assert_eq!(client.metrics.bytes_from_origin.get(), 8);
 }
 
 #[tokio::test]
@@ -37,7 +40,7 @@ async fn a_whole_answer_to_a_range_request_is_skipped_but_counted() {
     let server = Server::start(|_, _| Reply::ok(BLOB)).await;
     let client = client();
     assert_eq!(fetch(&client, &blob(&server), 12).await.unwrap(), &BLOB[12..]);
-    assert_eq!(count(&client.counters().bytes), 20);
+    assert_eq!(client.metrics.bytes_from_origin.get(), 20);
     assert_eq!(fetch(&client, &blob(&server), 20).await.unwrap(), "");
     assert_protocol(fetch(&client, &blob(&server), 21).await, "byte 21 was asked");
 }
@@ -100,7 +103,11 @@ async fn a_manifest_is_asked_for_with_every_type_and_may_come_in_chunks() {
     let accept = seen[0].header("accept").unwrap();
     assert!(accept.contains("application/vnd.oci.image.index.v1+json") && accept.ends_with("*/*"), "{accept}");
     assert_eq!(
-        (count(&client.counters().bytes), count(&client.counters().manifest_gets), count(&client.counters().heads)),
+        (
+            client.metrics.bytes_from_origin.get(),
+            client.metrics.origin_manifest_gets.get(),
+            client.metrics.origin_heads.get()
+        ),
         (20, 1, 0)
     );
 }
@@ -146,7 +153,7 @@ async fn a_tag_is_resolved_by_head_alone_with_the_accept_of_the_client() {
     let seen = server.seen();
     assert_eq!((seen.len(), seen[0].header("accept")), (1, Some(TYPE)));
     assert!(seen[0].is("HEAD", "/v2/team/app/manifests/latest"));
-    assert_eq!((count(&client.counters().heads), count(&client.counters().manifest_gets)), (1, 0));
+    assert_eq!((client.metrics.origin_heads.get(), client.metrics.origin_manifest_gets.get()), (1, 0));
 }
 
 #[tokio::test]
@@ -177,7 +184,7 @@ async fn the_size_comes_from_head_or_from_a_range_of_one_byte() {
     let server = Server::start(|_, _| Reply::ok(BLOB)).await;
     let client = client();
     assert_eq!(client.size(&blob(&server), &digest()).await.unwrap(), 20);
-    assert_eq!((count(&client.counters().heads), count(&client.counters().blob_gets)), (1, 0));
+    assert_eq!((client.metrics.origin_heads.get(), client.metrics.origin_blob_gets.get()), (1, 0));
     // An object store whose signature is for GET only.
     let store = Server::start(|request, _| match request.header("range") {
         Some("bytes=0-0") => partial("bytes 0-0/20", b"0"),

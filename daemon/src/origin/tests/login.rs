@@ -1,7 +1,7 @@
 //! Challenges, tokens, and where credentials go.
 
 use super::*;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A registry with a token server beside it. Takes the tokens for which `takes` says so; token number n (from 1) is `secret-n`.
 async fn registry(takes: impl Fn(&str) -> bool + Send + Sync + 'static) -> Server {
@@ -38,7 +38,7 @@ async fn a_token_is_fetched_with_the_password_and_then_kept() {
     assert_eq!(seen[0].header("authorization"), None);
     assert_eq!(seen[1].target, "/token?x=1&service=a%2C+b&scope=repository%3Ateam%2Fapp%3Apull");
     assert_eq!(seen[1].header("authorization"), Some(BASIC));
-    assert_eq!((count(&client.counters().token_requests), count(&client.counters().blob_gets)), (1, 3));
+    assert_eq!((client.metrics.origin_token_requests.get(), client.metrics.origin_blob_gets.get()), (1, 3));
 }
 
 #[tokio::test]
@@ -146,7 +146,7 @@ async fn a_foreign_realm_is_not_asked() {
             .await;
     let client = client();
     assert_protocol(fetch(&client, &blob_of(upstream_with_password(&server)), 0).await, "another site");
-    assert_eq!(count(&client.counters().token_requests), 0);
+    assert_eq!(client.metrics.origin_token_requests.get(), 0);
 }
 
 #[tokio::test]
@@ -244,7 +244,7 @@ async fn neither_errors_nor_debug_output_show_secrets() {
         })
         .await;
         let source = blob_of(upstream_with_password(&server));
-        let error = fetch(&Origin::new(hasty(), Vec::new()), &source, 0).await.unwrap_err();
+        let error = fetch(&Origin::new(hasty(), Vec::new(), Arc::default()), &source, 0).await.unwrap_err();
         texts.push(format!("{error} {error:?} {source:?}"));
     }
     let store = Server::start(|_, _| Reply::ok(BLOB)).await;

@@ -1,7 +1,7 @@
 //! Refusals, overload, silence, and wrong turns.
 
 use super::*;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Gives `first` to the first `times` requests, the blob to all after.
 async fn after(times: usize, first: Reply) -> Server {
@@ -28,7 +28,7 @@ async fn passing_failures_are_tried_three_times() {
         let server = after(2, passing.clone()).await;
         let client = client();
         assert_eq!(fetch(&client, &blob(&server), 0).await.unwrap(), BLOB);
-        assert_eq!((count(&client.counters().blob_gets), count(&client.counters().retries)), (3, 2));
+        assert_eq!((client.metrics.origin_blob_gets.get(), client.metrics.origin_retries.get()), (3, 2));
     }
     let server = after(3, Reply::status(500)).await;
     assert_unavailable(fetch(&client(), &blob(&server), 0).await, "answered 500");
@@ -62,9 +62,9 @@ async fn an_origin_that_is_not_there_is_unavailable() {
 #[tokio::test]
 async fn silence_before_the_headers_meets_its_deadline() {
     let server = after(usize::MAX, Reply::Stall(b"HTTP/1.1 200 OK\r\n".to_vec())).await;
-    let client = Origin::new(hasty(), Vec::new());
+    let client = Origin::new(hasty(), Vec::new(), Arc::default());
     assert_unavailable(fetch(&client, &blob(&server), 0).await, "no response headers");
-    assert_eq!(count(&client.counters().retries), 2);
+    assert_eq!(client.metrics.origin_retries.get(), 2);
 }
 
 #[tokio::test]
@@ -72,20 +72,23 @@ async fn the_whole_call_meets_its_deadline_whatever_each_step_may_take() {
     let server = after(usize::MAX, Reply::Stall(Vec::new())).await;
     let timeouts = OriginTimeouts { open: Duration::from_millis(100), ..patient() };
     assert_unavailable(
-        fetch(&Origin::new(timeouts, Vec::new()), &blob(&server), 0).await,
+        fetch(&Origin::new(timeouts, Vec::new(), Arc::default()), &blob(&server), 0).await,
         "no answer within the deadline",
     );
     // The manifest body belongs to the call if its size is not known.
     let server =
         after(usize::MAX, Reply::Stall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec())).await;
-    assert_unavailable(fetch(&Origin::new(timeouts, Vec::new()), &manifest(&server), 0).await, "within the deadline");
+    assert_unavailable(
+        fetch(&Origin::new(timeouts, Vec::new(), Arc::default()), &manifest(&server), 0).await,
+        "within the deadline",
+    );
 }
 
 #[tokio::test]
 async fn silence_within_a_body_meets_its_deadline() {
     let server = after(usize::MAX, Reply::Stall(b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n01234".to_vec())).await;
     let timeouts = OriginTimeouts { idle: Duration::from_millis(100), ..patient() };
-    let mut body = Origin::new(timeouts, Vec::new()).open(&blob(&server), &digest(), 0).await.unwrap();
+    let mut body = Origin::new(timeouts, Vec::new(), Arc::default()).open(&blob(&server), &digest(), 0).await.unwrap();
     assert_eq!(body.next().await.unwrap().unwrap(), "01234");
     assert_unavailable(body.next().await, "no bytes within");
 }
@@ -95,7 +98,7 @@ async fn a_redirect_loop_ends_after_five() {
     let server = Server::start(|_, _| Reply::redirect("/again")).await;
     let client = client();
     assert_protocol(fetch(&client, &blob(&server), 0).await, "more than 5 redirects");
-    assert_eq!((server.seen().len(), count(&client.counters().blob_gets)), (6, 1));
+    assert_eq!((server.seen().len(), client.metrics.origin_blob_gets.get()), (6, 1));
     let server = Server::start(|_, _| Reply::status(302)).await;
     assert_protocol(fetch(&client, &blob(&server), 0).await, "Location");
 }
