@@ -31,7 +31,9 @@ async fn pull(daemon: &Daemon, image: &Image) {
 }
 
 async fn pull_blob(daemon: &Daemon, blob: &Blob) {
-    assert!(daemon.blob(REPOSITORY, &blob.digest).await == blob.bytes, "wrong bytes for {}", blob.digest);
+    let (status, body) = daemon.try_blob(REPOSITORY, &blob.digest).await;
+    assert!(status == 200 && !body.is_empty(), "{} was not served: {status}\n{}", blob.digest, daemon.log());
+    assert!(body == blob.bytes, "wrong bytes for {}\n{}", blob.digest, daemon.log());
 }
 
 fn copies(origin: &OriginDouble, image: &Image) -> f64 {
