@@ -16,6 +16,9 @@ use crate::store::{BUFFER_BYTES, BlobFile};
 /// Bytes read at once: a buffer of the store.
 const PIECE_BYTES: u64 = BUFFER_BYTES as u64;
 
+/// Bytes that the disk is told to bring into memory when a piece is not there.
+const READ_AHEAD_BYTES: u64 = 4 * 1024 * 1024;
+
 /// Longest wait for one chunk before the body ends early and the client takes the rest elsewhere.
 const CHUNK_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -71,18 +74,17 @@ impl Blob {
 
     /// The bytes of a range, each verified before it comes out. An error item means: end the body early (by FIN).
     ///
-    /// The next piece is read ahead while the one before is on its way to the client.
+    /// What lies in memory is copied just before it is sent, while it is sure to be in the processor's cache; the disk
+    /// reads ahead.
     #[must_use]
     pub fn read(self, range: Range<u64>) -> BoxStream<'static, io::Result<Bytes>> {
         let range = range.start.min(self.size)..range.end.min(self.size);
         let source = Arc::new(self.source);
-        let pieces = stream::iter(Pieces { range });
-        pieces
-            .map(move |piece| {
+        stream::iter(Pieces { range })
+            .then(move |piece| {
                 let source = Arc::clone(&source);
                 async move { source.piece(piece).await }
             })
-            .buffered(2)
             .boxed()
     }
 }
@@ -114,7 +116,11 @@ impl Source {
         if let Some(bytes) = file.read_cached(piece.start, len) {
             return Ok(bytes);
         }
-        task::spawn_blocking(move || file.read(piece.start, len)).await.map_err(io::Error::other)?
+        let read = move || {
+            file.read_ahead(piece.start, READ_AHEAD_BYTES);
+            file.read(piece.start, len)
+        };
+        task::spawn_blocking(read).await.map_err(io::Error::other)?
     }
 }
 

@@ -105,6 +105,18 @@ impl BlobFile {
         None
     }
 
+    /// Has the system bring up to `len` bytes at `offset` into memory, without waiting for them. Only a hint.
+    pub(crate) fn read_ahead(&self, offset: u64, len: u64) {
+        #[cfg(target_os = "linux")]
+        if let Some(len) = std::num::NonZeroU64::new(len)
+            && let Err(error) = rustix::fs::fadvise(&self.inner.file, offset, Some(len), rustix::fs::Advice::WillNeed)
+        {
+            tracing::trace!(%error, "no read-ahead");
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = (offset, len);
+    }
+
     /// Writes the pieces one behind the other, starting at `offset`. On an error any part of them may have been written.
     ///
     /// # Errors
