@@ -216,7 +216,7 @@ impl Store {
             return Err(error);
         }
         shared.index().partial.insert(*digest, size);
-        Ok(PartialBlob::new(hold, layout, BlobFile::new(file, size, true)))
+        Ok(PartialBlob::new(hold, layout, BlobFile::new(file, size, true), &ChunkSet::empty(layout.count())))
     }
 
     /// Goes on with a partial blob that an earlier run left, if there is one with a usable claim: every chunk that the
@@ -239,7 +239,8 @@ impl Store {
             Some((chain, segments)) => (verify::proven_chunks(&file, &chain), segments),
             None => (ChunkSet::empty(layout.count()), vec![]),
         };
-        Ok(Some(Resumed { blob: PartialBlob::new(hold, layout, file), layout, segments, verified }))
+        let blob = PartialBlob::new(hold, layout, file, &verified);
+        Ok(Some(Resumed { blob, layout, segments, verified }))
     }
 
     /// What is stored, sealed blobs first, each in the order of digests.

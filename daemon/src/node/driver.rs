@@ -124,6 +124,21 @@ pub(super) struct Asked {
     pub(super) reply: Reply,
 }
 
+/// A stream from the origin.
+#[derive(Debug)]
+pub(super) struct Stream {
+    pub(super) task: AbortHandle,
+    pub(super) stopped: CancellationToken,
+}
+
+impl Stream {
+    /// Ends it. From here on nothing that it has read is written.
+    pub(super) fn stop(self) {
+        self.stopped.cancel();
+        self.task.abort();
+    }
+}
+
 /// A peer's word about a blob that is still being opened in the store.
 #[derive(Debug)]
 enum Waiting {
@@ -145,7 +160,7 @@ pub(super) struct Driver {
     /// When the claim of a fetch was saved last.
     pub(super) saved: HashMap<Digest, Instant>,
     pub(super) pulls: HashMap<PullId, AbortHandle>,
-    pub(super) runs: HashMap<RunId, AbortHandle>,
+    pub(super) runs: HashMap<RunId, Stream>,
     pub(super) asks: HashMap<AskId, Asked>,
     /// Where connected peers are, for trackers to hand out.
     contacts: HashMap<PeerId, Contact>,
@@ -481,8 +496,8 @@ impl Driver {
         for (_, task) in self.pulls.drain() {
             task.abort();
         }
-        for (_, task) in self.runs.drain() {
-            task.abort();
+        for (_, stream) in self.runs.drain() {
+            stream.stop();
         }
         let digests: Vec<Digest> = self.jobs.keys().copied().collect();
         for digest in digests {

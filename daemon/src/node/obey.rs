@@ -17,10 +17,11 @@ use shoal_proto::{
     wire::{Answer, Ask, SEGMENT_STATES_MAX},
 };
 use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     OpenError,
-    driver::{Driver, Fact, Job},
+    driver::{Driver, Fact, Job, Stream},
     origin_run::{Run, sign},
     parts::Parts,
     vouched::{Shelf, Vouched},
@@ -60,8 +61,8 @@ impl Driver {
                 self.pull_origin(digest, run, from, until, before);
             }
             Output::StopOrigin { run, .. } => {
-                if let Some(task) = self.runs.remove(&run) {
-                    task.abort();
+                if let Some(stream) = self.runs.remove(&run) {
+                    stream.stop();
                 }
             }
             Output::Serve { ask } => self.serve(ask),
@@ -139,9 +140,10 @@ impl Driver {
             let view = self.swarm.fetch(&digest)?;
             Layout::new(view.size?)
         });
-        let run = Run { digest, id, from, until, before, layout, source, job };
-        let task = self.tasks.spawn(run.run(Arc::clone(&self.parts), self.facts.clone()));
-        self.runs.insert(id, task.abort_handle());
+        let stopped = CancellationToken::new();
+        let run = Run { digest, id, from, until, before, layout, source, job, stopped: stopped.clone() };
+        let task = self.tasks.spawn(run.run(Arc::clone(&self.parts), self.facts.clone())).abort_handle();
+        self.runs.insert(id, Stream { task, stopped });
     }
 
     fn serve(&mut self, id: AskId) {
@@ -288,15 +290,14 @@ impl Driver {
 
 async fn pull_chunk(parts: &Parts, job: &Job, peer: PeerId, ask: Ask, expected: Expected) -> Verdict {
     let Some(partial) = partial_of(job).await else { return Verdict::Disk };
-    let layout = partial.layout();
-    let bytes = layout.len(ask.chunk);
+    let bytes = partial.layout().len(ask.chunk);
     let frames = match parts.plane.pull(peer, ask, bytes, PULL_DEADLINE).await {
         Ok(frames) => frames,
         Err(PullError::Busy) => return Verdict::Busy,
         Err(PullError::Missing) => return Verdict::Missing,
         Err(PullError::Link) => return Verdict::Link,
     };
-    match parts.verifier.check(layout, ask.chunk, expected, frames, partial.file()).await {
+    match parts.verifier.check(&partial, ask.chunk, expected, frames, &CancellationToken::new()).await {
         verify::Verdict::Good { .. } => {
             parts.metrics.chunks_verified.inc();
             parts.metrics.bytes_from_peers.inc_by(bytes);

@@ -14,6 +14,7 @@ use tokio::{
     sync::{mpsc, watch},
     time::{Instant, timeout},
 };
+use tokio_util::sync::CancellationToken;
 
 use super::{
     driver::{Fact, Job},
@@ -45,6 +46,8 @@ pub(super) struct Run {
     pub(super) layout: Option<Layout>,
     pub(super) source: Source,
     pub(super) job: Arc<Job>,
+    /// Cancelled when the machine stops the stream: what is still being hashed then must not be written any more.
+    pub(super) stopped: CancellationToken,
 }
 
 /// Why a stream ended early.
@@ -115,7 +118,7 @@ impl Run {
         let mut before = self.before;
         while let Some((chunk, frames)) = chunks.recv().await {
             let expected = Expected { before, end: None };
-            let end = match parts.verifier.check(layout, chunk, expected, frames, partial.file()).await {
+            let end = match parts.verifier.check(partial, chunk, expected, frames, &self.stopped).await {
                 Verdict::Good { end } => end,
                 Verdict::Corrupt => return Err(Failure::Corrupt),
                 Verdict::Disk(error) => {
