@@ -1,7 +1,7 @@
 //! The loop: one fact at a time goes into the machines, and their orders come out.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -67,8 +67,8 @@ pub(super) enum Fact {
     Stored { digest: Digest, sealed: SealedBlob },
     /// A sealed blob was opened because a peer asked about it.
     Opened { digest: Digest, sealed: Option<Arc<Vouched>> },
-    /// Room was made for a blob, or not.
-    Room { digest: Digest, partial: std::io::Result<PartialBlob> },
+    /// Room was made for a blob, or not; for this very job, which may be over by now.
+    Room { digest: Digest, job: Arc<Job>, partial: std::io::Result<PartialBlob> },
     /// A blob was sealed, or could not be.
     Sealed { digest: Digest, sealed: std::io::Result<(BlobFile, Vec<shoal_proto::claim::Segment>)> },
 }
@@ -157,6 +157,8 @@ pub(super) struct Driver {
     /// Sealed blobs that peers read.
     pub(super) held: HashMap<Digest, Arc<Vouched>>,
     pub(super) shelf: Arc<Shelf>,
+    /// Blobs for which room is being made: once at a time, whatever becomes of the job that it is for.
+    pub(super) rooms: HashSet<Digest>,
     /// When the claim of a fetch was saved last.
     pub(super) saved: HashMap<Digest, Instant>,
     pub(super) pulls: HashMap<PullId, AbortHandle>,
@@ -186,6 +188,7 @@ impl Driver {
             jobs: HashMap::new(),
             held: HashMap::new(),
             shelf,
+            rooms: HashSet::new(),
             saved: HashMap::new(),
             pulls: HashMap::new(),
             runs: HashMap::new(),
@@ -367,7 +370,7 @@ impl Driver {
                 self.flights.end(&digest, Ok(()));
             }
             Fact::Opened { digest, sealed } => self.opened(digest, sealed),
-            Fact::Room { digest, partial } => self.room(digest, partial),
+            Fact::Room { digest, job, partial } => self.room(digest, &job, partial),
             Fact::Sealed { digest, sealed } => self.sealed(digest, sealed),
         }
     }

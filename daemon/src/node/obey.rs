@@ -96,18 +96,56 @@ impl Driver {
     }
 
     fn make_room(&mut self, digest: Digest, size: u64) {
-        let Some(job) = self.jobs.get(&digest) else { return };
-        if job.partial.borrow().is_some() {
+        let Some(job) = self.jobs.get(&digest).cloned() else { return };
+        // While room is being made for a former job of this blob, the store has none for this one: its end comes back here.
+        if job.partial.borrow().is_some() || !self.rooms.insert(digest) {
             return;
         }
         let store = self.parts.store.clone();
-        self.blocking(move || Fact::Room { digest, partial: store.create(&digest, size) });
+        self.blocking(move || Fact::Room { digest, job, partial: store.create(&digest, size) });
+    }
+
+    /// Room came for a job that is over. What has begun anew meanwhile may have another size.
+    fn late_room(&mut self, digest: Digest, partial: io::Result<PartialBlob>) {
+        if let Ok(partial) = partial
+            && let Err(error) = partial.discard()
+        {
+            tracing::warn!(%digest, %error, "a partial blob is left behind");
+        }
+        if let Some(size) = self.swarm.fetch(&digest).and_then(|view| view.size) {
+            self.make_room(digest, size);
+        }
+    }
+
+    /// Ends a fetch whose place in the store is not of the size that the machine works with: nothing of it may be sealed.
+    fn misfit(&mut self, digest: Digest, partial: Option<&PartialBlob>) {
+        tracing::error!(%digest, "the store's place for a blob does not fit it; dropping what has arrived");
+        if let Some(Err(error)) = partial.map(PartialBlob::discard) {
+            tracing::warn!(%digest, %error, "a partial blob is left behind");
+        }
+        self.parts.metrics.fetches_failed.inc();
+        self.jobs.remove(&digest);
+        self.saved.remove(&digest);
+        self.end(digest, Err(OpenError::Corrupt));
+        self.swarm(Input::Forgotten { digest });
+    }
+
+    fn fits(&self, digest: &Digest, partial: &PartialBlob) -> bool {
+        self.swarm.fetch(digest).and_then(|view| view.size) == Some(partial.layout().size())
     }
 
     /// The store made room: chunks can be written, readers can be shown what is here.
-    pub(super) fn room(&mut self, digest: Digest, partial: io::Result<PartialBlob>) {
-        let Some(job) = self.jobs.get(&digest) else { return };
+    pub(super) fn room(&mut self, digest: Digest, job: &Arc<Job>, partial: io::Result<PartialBlob>) {
+        self.rooms.remove(&digest);
+        if !self.jobs.get(&digest).is_some_and(|current| Arc::ptr_eq(current, job)) {
+            self.late_room(digest, partial);
+            return;
+        }
         match partial {
+            Ok(partial) if !self.fits(&digest, &partial) => {
+                job.partial.send_replace(Some(None));
+                self.misfit(digest, Some(&partial));
+            }
             Ok(partial) => {
                 job.flight.sized(partial.layout(), partial.file().clone());
                 job.partial.send_replace(Some(Some(partial)));
@@ -198,8 +236,12 @@ impl Driver {
     /// Every link holds: readers may have the end, and the blob gets its name.
     fn proven(&mut self, digest: Digest) {
         let Some(job) = self.jobs.get(&digest) else { return };
+        let partial = job.partial.borrow().clone().flatten();
+        let Some(partial) = partial.clone().filter(|partial| self.fits(&digest, partial)) else {
+            self.misfit(digest, partial.as_ref());
+            return;
+        };
         job.flight.end(Ok(()));
-        let Some(partial) = job.partial.borrow().clone().flatten() else { return };
         let size = partial.layout().size();
         let states = chain_of(&digest, partial.layout(), self.swarm.segments(&digest));
         let parts = Arc::clone(&self.parts);

@@ -88,6 +88,10 @@ impl Run {
         }
         self.tell(facts, Input::OriginOpened { digest: self.digest, run: self.id, size }).await;
         let partial = timeout(STORE_DEADLINE, partial_of(&self.job)).await.ok().flatten().ok_or(Failure::Disk)?;
+        // The room was made for another size: somebody lied, and the machine will have noticed.
+        if partial.layout() != layout {
+            return Err(Failure::Corrupt);
+        }
         let (chunks, hashed) = mpsc::channel(CHUNKS_AHEAD);
         let (sent, progress) = watch::channel(0_u64);
         let last = self.until.map_or(layout.last(), |until| ChunkIndex(until.0 - 1));
