@@ -269,6 +269,9 @@ impl Driver {
             }
             Err(error) => {
                 tracing::error!(%digest, %error, "cannot seal; the blob is not kept");
+                if let Some(partial) = job.and_then(|job| job.partial.borrow().clone().flatten()) {
+                    partial.release();
+                }
                 self.parts.metrics.fetches_failed.inc();
                 self.swarm(Input::Forgotten { digest });
             }
@@ -305,7 +308,17 @@ impl Driver {
             FetchError::Forgotten => OpenError::Overloaded("the fetch was ended"),
         };
         tracing::warn!(%digest, %error, "fetch failed");
-        self.end(digest, Err(error));
+        let Some(partial) = job.and_then(|job| job.partial.borrow().clone().flatten()) else {
+            self.end(digest, Err(error));
+            return;
+        };
+        // Tasks that were aborted may have it for a moment still. The flight ends behind them, so that the next fetch, which
+        // begins no sooner, finds the place free and what has arrived.
+        let flights = self.flights.clone();
+        self.tasks.spawn_blocking(move || {
+            partial.release();
+            flights.end(&digest, Err(error));
+        });
     }
 
     fn end(&self, digest: Digest, end: Result<(), OpenError>) {

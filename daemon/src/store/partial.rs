@@ -163,6 +163,17 @@ impl PartialBlob {
         shared.disk.rename(&partial, &shared.paths.sealed(digest))
     }
 
+    /// Stops using the blob and frees its digest, whoever still has a clone of it: what its claim covers stays on disk for
+    /// [`resume`](super::Store::resume). Waits for the writes under way; later ones are refused. Does nothing if it is
+    /// sealed or discarded.
+    pub fn release(&self) {
+        let mut hold = self.lock();
+        if hold.is_some() {
+            self.inner.file.close_to_writes();
+            *hold = None;
+        }
+    }
+
     /// Deletes the blob. Readers of its file keep what they have.
     ///
     /// # Errors

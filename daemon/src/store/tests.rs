@@ -227,6 +227,24 @@ fn a_partial_blob_resumes_with_the_chunks_that_its_claim_proves() {
 }
 
 #[test]
+fn a_released_blob_can_be_resumed_while_its_clones_live_and_they_can_no_longer_write() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let sample = Sample::three_chunks();
+    let blob = store.create(&sample.digest, sample.layout.size()).unwrap();
+    sample.write(&blob, 0).unwrap();
+    blob.save_claim(&sample.whole()).unwrap();
+    let clone = blob.clone();
+    blob.release();
+    let resumed = store.resume(&sample.digest).unwrap().unwrap();
+    assert_eq!(chunks(&resumed.verified), [0]);
+    assert_eq!(sample.write(&clone, 1).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+    assert_eq!(clone.save_claim(&[]).unwrap_err().kind(), io::ErrorKind::NotFound);
+    clone.discard().unwrap();
+    sample.write(&resumed.blob, 1).unwrap();
+}
+
+#[test]
 fn a_rotten_chunk_is_not_resumed() {
     let dir = tempfile::tempdir().unwrap();
     let sample = Sample::three_chunks();
