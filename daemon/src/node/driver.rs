@@ -419,6 +419,8 @@ impl Driver {
                 self.swarm(Input::Disconnected { peer });
                 self.track(tracker::Input::Disconnected { peer });
             }
+            // The peer's own dial may have come through meanwhile: then its session is what counts.
+            PlaneEvent::DialFailed { peer } if self.contacts.contains_key(&peer) => {}
             PlaneEvent::DialFailed { peer } => self.swarm(Input::Disconnected { peer }),
             PlaneEvent::Message { peer, message } => self.message(peer, message),
             PlaneEvent::Asked { peer, ask, reply } => {
