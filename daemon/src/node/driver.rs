@@ -16,7 +16,7 @@ use shoal_proto::{
     swarm::{self, AskId, Input, PullId, ReaderId, RunId, Swarm},
     time::Time,
     tracker::{self, Tracker},
-    wire::{Ask, Message},
+    wire::{Answer, Ask, Message},
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -467,8 +467,11 @@ impl Driver {
     /// Opens a sealed blob for peers; what they said about it waits.
     fn open(&mut self, digest: Digest, waiting: Waiting) {
         if let Some(others) = self.opening.get_mut(&digest) {
-            if others.len() < WAITING_MAX {
-                others.push(waiting);
+            match waiting {
+                waiting if others.len() < WAITING_MAX => others.push(waiting),
+                // Dropped, it would look like a broken link.
+                Waiting::Asked(_, asked) => asked.reply.refuse(Answer::Busy),
+                Waiting::Message(..) => {}
             }
             return;
         }
