@@ -156,6 +156,7 @@ impl Driver {
                 self.end(digest, Err(OpenError::Disk(error.to_string())));
                 self.swarm(Input::Forgotten { digest });
                 self.jobs.remove(&digest);
+                self.saved.remove(&digest);
             }
         }
     }
@@ -282,6 +283,7 @@ impl Driver {
 
     /// A false claim: what rests on it goes, and its readers with it; new ones wait for the truth.
     fn discard(&mut self, digest: Digest) {
+        self.saved.remove(&digest);
         let Some(job) = self.jobs.remove(&digest) else { return };
         tracing::warn!(%digest, "a claim was false; starting anew from the origin");
         let flight = self.flights.renew(digest, Err(OpenError::Corrupt));
