@@ -237,13 +237,7 @@ impl Node {
 
     async fn open_sealed(&self, digest: Digest) -> Result<Option<Blob>, OpenError> {
         let shelf = &self.shared.shelf;
-        let sealed = match shelf.take(digest).await {
-            Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
-                shelf.discard(digest).await;
-                None
-            }
-            sealed => sealed.map_err(|error| OpenError::Disk(error.to_string()))?,
-        };
+        let sealed = shelf.take(digest).await.map_err(|error| OpenError::Disk(error.to_string()))?;
         let verifier = self.shared.parts.verifier.clone();
         Ok(sealed.map(|blob| Blob::sealed(blob, Keeper { verifier, shelf: Arc::clone(shelf), digest })))
     }

@@ -265,8 +265,29 @@ impl Store {
     /// # Errors
     /// `AlreadyExists` while a [`PartialBlob`] of this digest is in use (discard that); otherwise what the disk says.
     pub fn remove(&self, digest: &Digest) -> io::Result<bool> {
-        let shared = &self.shared;
-        let hold = Hold::take(shared, digest)?;
+        self.remove_held(&Hold::take(&self.shared, digest)?)
+    }
+
+    /// Deletes a sealed blob if `file` is the one that is sealed under its digest, and not a newer one; returns whether it
+    /// was.
+    ///
+    /// # Errors
+    /// As [`Self::remove`].
+    pub fn remove_file(&self, digest: &Digest, file: &BlobFile) -> io::Result<bool> {
+        if self.sealed_size(digest).is_none() {
+            return Ok(false);
+        }
+        let hold = Hold::take(&self.shared, digest)?;
+        match partial::same_file(file, &self.shared.paths.sealed(digest)) {
+            Ok(true) => self.remove_held(&hold),
+            Ok(false) => Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn remove_held(&self, hold: &Hold) -> io::Result<bool> {
+        let (shared, digest) = (&self.shared, &hold.digest);
         let (sealed, partial) = {
             let mut index = shared.index();
             (index.sealed.remove(digest).is_some(), index.partial.contains_key(digest))
@@ -279,7 +300,6 @@ impl Store {
             shared.disk.unlink(&shared.paths.chain(digest))?;
             shared.disk.sync_directory(&shared.paths.shard(digest))?;
         }
-        drop(hold);
         Ok(sealed || partial)
     }
 }

@@ -52,6 +52,8 @@ pub(super) enum Command {
     Reading { digest: Digest, reader: ReaderId, chunk: ChunkIndex },
     /// A reader is gone.
     ReaderLeft { digest: Digest, reader: ReaderId },
+    /// A sealed blob has rotted and was removed.
+    Rotten { digest: Digest },
     /// Tell what is going on.
     Report(oneshot::Sender<Vec<NodeFetch>>),
 }
@@ -308,6 +310,7 @@ impl Driver {
             Command::Want { want, flight } => self.want(want, flight),
             Command::Reading { digest, reader, chunk } => self.swarm(Input::Reading { digest, reader, chunk }),
             Command::ReaderLeft { digest, reader } => self.swarm(Input::ReaderLeft { digest, reader }),
+            Command::Rotten { digest } => self.rotten(digest),
             Command::Report(reply) => {
                 let views = self.swarm.fetches().map(|view| {
                     let job = self.jobs.get(&view.digest);
@@ -317,6 +320,15 @@ impl Driver {
                 reply.send(views.collect()).ok();
             }
         }
+    }
+
+    /// Lets go of a blob that was removed, unless it is being fetched anew or is back already.
+    fn rotten(&mut self, digest: Digest) {
+        if self.jobs.contains_key(&digest) || self.parts.store.sealed_size(&digest).is_some() {
+            return;
+        }
+        self.held.remove(&digest);
+        self.swarm(Input::Forgotten { digest });
     }
 
     /// Looks in the store for what is left of an earlier fetch, then wishes.
@@ -482,9 +494,6 @@ impl Driver {
                 Ok(sealed) => sealed,
                 Err(error) => {
                     tracing::error!(digest = %digest.short(), %error, "cannot open a sealed blob");
-                    if error.kind() == std::io::ErrorKind::InvalidData {
-                        shelf.discard(digest).await;
-                    }
                     None
                 }
             };

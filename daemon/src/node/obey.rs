@@ -388,7 +388,7 @@ async fn read_chunk(
         (Some(held), _) => {
             if let Err(error) = held.ensure(&parts.verifier, chunk).await {
                 if error.kind() == io::ErrorKind::InvalidData {
-                    shelf.discard(digest).await;
+                    shelf.discard(digest, held.file()).await;
                 }
                 return Err(error);
             }

@@ -153,7 +153,7 @@ impl Keeper {
         for chunk in (first.0..=last.0).map(ChunkIndex) {
             if let Err(error) = blob.ensure(&self.verifier, chunk).await {
                 if error.kind() == io::ErrorKind::InvalidData {
-                    self.shelf.discard(self.digest).await;
+                    self.shelf.discard(self.digest, blob.file()).await;
                 }
                 return Err(error);
             }

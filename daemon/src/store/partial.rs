@@ -193,7 +193,7 @@ impl PartialBlob {
     }
 }
 
-fn same_file(file: &BlobFile, path: &std::path::Path) -> io::Result<bool> {
+pub(super) fn same_file(file: &BlobFile, path: &std::path::Path) -> io::Result<bool> {
     use std::os::unix::fs::MetadataExt as _;
     let (ours, theirs) = (file.file().metadata()?, disk::open(path, false)?.metadata()?);
     Ok((ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino()))

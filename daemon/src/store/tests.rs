@@ -179,6 +179,20 @@ fn readers_of_the_partial_file_read_on_after_the_seal_and_after_removal() {
 }
 
 #[test]
+fn a_blob_is_removed_by_its_file_but_not_the_one_that_came_after_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let sample = Sample::three_chunks();
+    sample.seal_into(&store);
+    let former = store.open_sealed(&sample.digest).unwrap().unwrap().file;
+    assert!(store.remove_file(&sample.digest, &former).unwrap());
+    assert!(!store.remove_file(&sample.digest, &former).unwrap());
+    sample.seal_into(&store);
+    assert!(!store.remove_file(&sample.digest, &former).unwrap());
+    sample.assert_sealed(&store, &sample.whole());
+}
+
+#[test]
 fn one_digest_has_one_partial_blob_at_a_time() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
