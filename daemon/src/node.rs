@@ -6,10 +6,13 @@
 mod driver;
 mod fetch;
 mod flight;
+mod job;
 mod obey;
 mod origin_run;
 mod parts;
 mod read;
+#[cfg(test)]
+mod tests;
 mod through;
 mod vouched;
 mod whole;

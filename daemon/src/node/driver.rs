@@ -2,10 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -19,7 +16,7 @@ use shoal_proto::{
     wire::{Answer, Ask, Message},
 };
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{mpsc, oneshot},
     task::AbortHandle,
     time::sleep_until,
 };
@@ -28,12 +25,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     Flights, NodeFetch, Want,
     flight::Flight,
+    job::{Job, Stream},
     parts::Parts,
     vouched::{Shelf, Vouched},
 };
 use crate::{
     identity,
-    origin::{OriginError, Source},
     quic::{PlaneEvent, Reply},
     store::{BlobFile, PartialBlob, Resumed, SealedBlob},
 };
@@ -75,70 +72,11 @@ pub(super) enum Fact {
     Sealed { digest: Digest, sealed: std::io::Result<(BlobFile, Vec<shoal_proto::claim::Segment>)> },
 }
 
-/// What the driver keeps of a fetch beside the machine.
-#[derive(Debug)]
-pub(super) struct Job {
-    pub(super) source: Option<Source>,
-    pub(super) flight: Arc<Flight>,
-    /// The blob's place in the store, once there is one; an error closes the channel's wait by `Some(None)`.
-    pub(super) partial: watch::Sender<Option<Option<PartialBlob>>>,
-    pub(super) from_origin: AtomicU64,
-    pub(super) from_peers: AtomicU64,
-    origin_error: Mutex<Option<OriginError>>,
-    pub(super) started: Instant,
-}
-
-impl Job {
-    pub(super) fn new(source: Option<Source>, flight: Arc<Flight>) -> Self {
-        Self {
-            source,
-            flight,
-            partial: watch::Sender::new(None),
-            from_origin: AtomicU64::new(0),
-            from_peers: AtomicU64::new(0),
-            origin_error: Mutex::default(),
-            started: Instant::now(),
-        }
-    }
-
-    pub(super) fn note_origin_error(&self, error: OriginError) {
-        *self.origin_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-    }
-
-    pub(super) fn origin_error(&self) -> Option<OriginError> {
-        self.origin_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Bytes that came from the origin and from peers.
-    fn sources(&self) -> (u64, u64) {
-        (self.from_origin.load(Ordering::Relaxed), self.from_peers.load(Ordering::Relaxed))
-    }
-
-    pub(super) fn count_origin(&self, bytes: u64) {
-        self.from_origin.fetch_add(bytes, Ordering::Relaxed);
-    }
-}
-
 /// A chunk that a peer asked for.
 #[derive(Debug)]
 pub(super) struct Asked {
     pub(super) ask: Ask,
     pub(super) reply: Reply,
-}
-
-/// A stream from the origin.
-#[derive(Debug)]
-pub(super) struct Stream {
-    pub(super) task: AbortHandle,
-    pub(super) stopped: CancellationToken,
-}
-
-impl Stream {
-    /// Ends it. From here on nothing that it has read is written.
-    pub(super) fn stop(self) {
-        self.stopped.cancel();
-        self.task.abort();
-    }
 }
 
 /// A peer's word about a blob that is still being opened in the store.
@@ -170,7 +108,7 @@ pub(super) struct Driver {
     contacts: HashMap<PeerId, Contact>,
     opening: HashMap<Digest, Vec<Waiting>>,
     pub(super) facts: mpsc::Sender<Fact>,
-    facts_in: mpsc::Receiver<Fact>,
+    pub(super) facts_in: mpsc::Receiver<Fact>,
     ask_ids: u64,
     start: Instant,
     me: PeerId,
@@ -305,7 +243,7 @@ impl Driver {
         self.held.retain(|digest, _| swarm.knows(digest));
     }
 
-    fn command(&mut self, command: Command) {
+    pub(super) fn command(&mut self, command: Command) {
         match command {
             Command::Want { want, flight } => self.want(want, flight),
             Command::Reading { digest, reader, chunk } => self.swarm(Input::Reading { digest, reader, chunk }),
@@ -363,7 +301,7 @@ impl Driver {
         });
     }
 
-    fn fact(&mut self, fact: Fact) {
+    pub(super) fn fact(&mut self, fact: Fact) {
         match fact {
             Fact::Swarm(input) => {
                 if let Input::Pulled { pull, .. } = &input {
@@ -406,7 +344,7 @@ impl Driver {
         self.swarm(Input::Wanted { digest, restored });
     }
 
-    fn opened(&mut self, digest: Digest, sealed: Option<Arc<Vouched>>) {
+    pub(super) fn opened(&mut self, digest: Digest, sealed: Option<Arc<Vouched>>) {
         if let Some(sealed) = sealed {
             let (size, segments) = (sealed.layout().size(), sealed.segments().to_vec());
             self.held.insert(digest, sealed);
@@ -420,7 +358,7 @@ impl Driver {
         }
     }
 
-    fn event(&mut self, event: PlaneEvent) {
+    pub(super) fn event(&mut self, event: PlaneEvent) {
         match event {
             PlaneEvent::Connected { contact } => {
                 self.contacts.insert(contact.peer, contact);

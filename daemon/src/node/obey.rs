@@ -21,7 +21,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     OpenError,
-    driver::{Driver, Fact, Job, Stream},
+    driver::{Driver, Fact},
+    job::{Job, Stream},
     origin_run::{Run, sign},
     parts::Parts,
     vouched::{Shelf, Vouched},

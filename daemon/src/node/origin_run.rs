@@ -16,11 +16,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    driver::{Fact, Job},
-    obey::partial_of,
-    parts::Parts,
-};
+use super::{driver::Fact, job::Job, obey::partial_of, parts::Parts};
 use crate::{
     origin::{Body, OriginError, Source},
     store::PartialBlob,

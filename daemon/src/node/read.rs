@@ -167,18 +167,19 @@ async fn arrival(flight: &Flight, watch: &Watch, piece: &Range<u64>) -> io::Resu
     let mut at = piece.start;
     loop {
         let (here, mut told) = (at, false);
-        let mut wait = pin!(flight.until(|flight| match flight.progress(|layout| layout.chunk_at(here), watch.sealed) {
-            Progress::Ready { layout, file } => Some(Ok((layout, file))),
-            Progress::Failed(error) => Some(Err(io::Error::other(error))),
-            Progress::Waiting { layout, .. } => {
-                if !std::mem::replace(&mut told, true) {
-                    watch.at(layout.chunk_at(here));
+        let mut wait =
+            pin!(flight.until(|flight| match flight.progress(|layout| layout.chunk_at(here), watch.sealed) {
+                Progress::Ready { layout, file } => Some(Ok((layout, file))),
+                Progress::Failed(error) => Some(Err(io::Error::other(error))),
+                Progress::Waiting { layout, .. } => {
+                    if !std::mem::replace(&mut told, true) {
+                        watch.at(layout.chunk_at(here));
+                    }
+                    None
                 }
-                None
-            }
-            Progress::Unsized => None,
-            Progress::Landed => Some(Err(io::ErrorKind::NotFound.into())),
-        }));
+                Progress::Unsized => None,
+                Progress::Landed => Some(Err(io::ErrorKind::NotFound.into())),
+            }));
         let (layout, file) = loop {
             let moves = flight.moves();
             match timeout(CHUNK_DEADLINE, &mut wait).await {

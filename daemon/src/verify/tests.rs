@@ -37,7 +37,13 @@ impl Sample {
         self.check_unless(&CancellationToken::new(), chunk, expected, frames).await
     }
 
-    async fn check_unless(&self, stopped: &CancellationToken, chunk: u32, expected: Expected, frames: Vec<Bytes>) -> Verdict {
+    async fn check_unless(
+        &self,
+        stopped: &CancellationToken,
+        chunk: u32,
+        expected: Expected,
+        frames: Vec<Bytes>,
+    ) -> Verdict {
         Verifier::default().check(&self.blob, ChunkIndex(chunk), expected, frames, stopped).await
     }
 
