@@ -6,10 +6,13 @@
 mod driver;
 mod fetch;
 mod flight;
+mod job;
 mod obey;
 mod origin_run;
 mod parts;
 mod read;
+#[cfg(test)]
+mod tests;
 mod through;
 mod vouched;
 mod whole;
@@ -45,6 +48,9 @@ use crate::{
     origin::{OriginError, Source},
     store::Store,
 };
+
+/// Somebody took the blob away between two looks.
+const REMOVED: OpenError = OpenError::Overloaded("the blob was removed just now");
 
 /// A wish for a blob.
 #[derive(Debug, Clone)]
@@ -113,6 +119,11 @@ impl Flights {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The flight of a blob, if there is one.
+    fn current(&self, digest: &Digest) -> Option<Arc<Flight>> {
+        self.lock().get(digest).cloned()
+    }
+
     /// The flight of a blob, and whether it is new.
     fn join(&self, digest: Digest) -> (Arc<Flight>, bool) {
         let mut flights = self.lock();
@@ -175,14 +186,14 @@ impl Node {
             return Ok(blob);
         }
         let Some(flight) = self.board(want).await? else {
-            let sealed = self.open_sealed(digest).await?;
-            return sealed.ok_or(OpenError::Overloaded("the blob was removed just now"));
+            return self.open_sealed(digest).await?.ok_or(REMOVED);
         };
         let reader = ReaderId(self.shared.readers.fetch_add(1, Ordering::Relaxed));
-        let commands = self.shared.commands.clone();
+        let (commands, moves) = (self.shared.commands.clone(), flight.moves());
         let watch = Watch { digest, reader, commands, sealed: self.shared.sealed_only };
         let ready = flight.until(|flight| match flight.progress(|layout| layout.chunk_at(offset), watch.sealed) {
-            Progress::Ready { layout, .. } => Some(Ok(layout)),
+            Progress::Ready { layout, .. } => Some(Ok(Some(layout))),
+            Progress::Landed => Some(Ok(None)),
             Progress::Failed(error) => Some(Err(error)),
             Progress::Unsized | Progress::Waiting { .. } => None,
         });
@@ -190,12 +201,17 @@ impl Node {
             Ok(ready) => ready?,
             // A slow but moving fetch is no reason to send the client away.
             Err(_) => match flight.progress(|layout| layout.chunk_at(offset), watch.sealed) {
-                Progress::Waiting { layout, moving: true } | Progress::Ready { layout, .. } => layout,
+                Progress::Waiting { layout, some } if some || flight.moves() != moves => Some(layout),
+                Progress::Ready { layout, .. } => Some(layout),
+                Progress::Landed => None,
                 Progress::Failed(error) => return Err(error),
                 Progress::Unsized | Progress::Waiting { .. } => return Err(OpenError::Deadline(deadline)),
             },
         };
-        Ok(Blob::arriving(flight, watch, layout.size()))
+        match layout {
+            Some(layout) => Ok(Blob::arriving(flight, watch, layout.size())),
+            None => self.open_sealed(digest).await?.ok_or(REMOVED),
+        }
     }
 
     /// Brings a blob into the store: by a fetch that this starts or joins, if it is not there yet. The fetch goes on when
@@ -211,8 +227,7 @@ impl Node {
         if let Some(flight) = self.board(want).await? {
             return Ok(Fetch::flying(digest, flight, self.shared.flights.clone(), self.shared.store.clone()));
         }
-        let size = self.sealed_size(&digest).ok_or(OpenError::Overloaded("the blob was removed just now"))?;
-        Ok(Fetch::stored(size))
+        Ok(Fetch::stored(self.sealed_size(&digest).ok_or(REMOVED)?))
     }
 
     /// The fetches and held blobs of the swarm; empty if the node shuts down.
@@ -231,13 +246,7 @@ impl Node {
 
     async fn open_sealed(&self, digest: Digest) -> Result<Option<Blob>, OpenError> {
         let shelf = &self.shared.shelf;
-        let sealed = match shelf.take(digest).await {
-            Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
-                shelf.discard(digest).await;
-                None
-            }
-            sealed => sealed.map_err(|error| OpenError::Disk(error.to_string()))?,
-        };
+        let sealed = shelf.take(digest).await.map_err(|error| OpenError::Disk(error.to_string()))?;
         let verifier = self.shared.parts.verifier.clone();
         Ok(sealed.map(|blob| Blob::sealed(blob, Keeper { verifier, shelf: Arc::clone(shelf), digest })))
     }
@@ -245,6 +254,15 @@ impl Node {
     /// Joins the flight of a blob, or starts it. None if it has just landed: then the blob is in the store.
     async fn board(&self, want: Want) -> Result<Option<Arc<Flight>>, OpenError> {
         let digest = want.digest;
+        if let Some(flight) = self.shared.flights.current(&digest) {
+            return Ok(Some(flight));
+        }
+        // Before the flight is entered: whoever waits for its place in the queue may go away, and a flight that is entered
+        // but never starts would never end.
+        let place = match digest.algorithm() {
+            Algorithm::Sha256 => Some(self.place().await?),
+            Algorithm::Sha512 => None,
+        };
         let (flight, new) = self.shared.flights.join(digest);
         if !new {
             return Ok(Some(flight));
@@ -254,24 +272,18 @@ impl Node {
             self.shared.flights.end(&digest, Ok(()));
             return Ok(None);
         }
-        if let Err(error) = self.take_off(want, &flight).await {
-            self.shared.flights.end(&digest, Err(error.clone()));
-            return Err(error);
+        match place {
+            Some(place) => place.send(Command::Want { want, flight: Arc::clone(&flight) }),
+            None => {
+                let (parts, flights) = (Arc::clone(&self.shared.parts), self.shared.flights.clone());
+                whole::spawn(parts, flights, want, Arc::clone(&flight));
+            }
         }
         Ok(Some(flight))
     }
 
-    /// Starts a fetch.
-    async fn take_off(&self, want: Want, flight: &Arc<Flight>) -> Result<(), OpenError> {
-        match want.digest.algorithm() {
-            Algorithm::Sha256 => {
-                let command = Command::Want { want, flight: Arc::clone(flight) };
-                self.shared.commands.send(command).await.map_err(|_| OpenError::Overloaded("shutting down"))
-            }
-            Algorithm::Sha512 => {
-                whole::spawn(Arc::clone(&self.shared.parts), self.shared.flights.clone(), want, Arc::clone(flight));
-                Ok(())
-            }
-        }
+    /// A place in the loop's queue.
+    async fn place(&self) -> Result<mpsc::Permit<'_, Command>, OpenError> {
+        self.shared.commands.reserve().await.map_err(|_| OpenError::Overloaded("shutting down"))
     }
 }

@@ -216,7 +216,7 @@ impl Store {
             return Err(error);
         }
         shared.index().partial.insert(*digest, size);
-        Ok(PartialBlob::new(hold, layout, BlobFile::new(file, size, true)))
+        Ok(PartialBlob::new(hold, layout, BlobFile::new(file, size, true), &ChunkSet::empty(layout.count())))
     }
 
     /// Goes on with a partial blob that an earlier run left, if there is one with a usable claim: every chunk that the
@@ -239,7 +239,8 @@ impl Store {
             Some((chain, segments)) => (verify::proven_chunks(&file, &chain), segments),
             None => (ChunkSet::empty(layout.count()), vec![]),
         };
-        Ok(Some(Resumed { blob: PartialBlob::new(hold, layout, file), layout, segments, verified }))
+        let blob = PartialBlob::new(hold, layout, file, &verified);
+        Ok(Some(Resumed { blob, layout, segments, verified }))
     }
 
     /// What is stored, sealed blobs first, each in the order of digests.
@@ -270,8 +271,29 @@ impl Store {
     /// # Errors
     /// `AlreadyExists` while a [`PartialBlob`] of this digest is in use (discard that); otherwise what the disk says.
     pub fn remove(&self, digest: &Digest) -> io::Result<bool> {
-        let shared = &self.shared;
-        let hold = Hold::take(shared, digest)?;
+        self.remove_held(&Hold::take(&self.shared, digest)?)
+    }
+
+    /// Deletes a sealed blob if `file` is the one that is sealed under its digest, and not a newer one; returns whether it
+    /// was.
+    ///
+    /// # Errors
+    /// As [`Self::remove`].
+    pub fn remove_file(&self, digest: &Digest, file: &BlobFile) -> io::Result<bool> {
+        if self.sealed_size(digest).is_none() {
+            return Ok(false);
+        }
+        let hold = Hold::take(&self.shared, digest)?;
+        match partial::same_file(file, &self.shared.paths.sealed(digest)) {
+            Ok(true) => self.remove_held(&hold),
+            Ok(false) => Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn remove_held(&self, hold: &Hold) -> io::Result<bool> {
+        let (shared, digest) = (&self.shared, &hold.digest);
         let (sealed, partial) = {
             let mut index = shared.index();
             (index.sealed.remove(digest).is_some(), index.partial.contains_key(digest))
@@ -284,7 +306,6 @@ impl Store {
             shared.disk.unlink(&shared.paths.chain(digest))?;
             shared.disk.sync_directory(&shared.paths.shard(digest))?;
         }
-        drop(hold);
         Ok(sealed || partial)
     }
 }

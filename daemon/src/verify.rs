@@ -18,8 +18,9 @@ use shoal_proto::{
     digest::{Algorithm, Digest},
 };
 use tokio::{sync::Semaphore, task};
+use tokio_util::sync::CancellationToken;
 
-use crate::store::BlobFile;
+use crate::store::{BlobFile, PartialBlob};
 
 /// Bytes per read where a whole file is hashed: fits the cores' second-level caches.
 const READ_BYTES: u64 = 256 * 1024;
@@ -27,7 +28,7 @@ const READ_BYTES: u64 = 256 * 1024;
 /// What became of a chunk.
 #[derive(Debug)]
 pub enum Verdict {
-    /// It is right and written. `end` is what its link ends in, which extends a chain whose next state is unknown.
+    /// It is right, as far as can be told, and stored. `end` is what its link ends in, which extends a chain whose next state is unknown.
     Good {
         /// The link's end.
         end: LinkEnd,
@@ -58,21 +59,31 @@ impl Verifier {
         Self { jobs: Arc::new(Semaphore::new(jobs.get().min(Semaphore::MAX_PERMITS))) }
     }
 
-    /// Hashes a chunk that arrived in `frames` and writes it to its place in `file`, if it is what is expected. The
+    /// Hashes a chunk that arrived in `frames` and writes it to its place in `blob`, if it is what is expected. The
     /// bytes are not copied. Once a job has begun it runs to its end, also when this future is dropped.
+    ///
+    /// Without an expected end nobody can tell whether the bytes are right. They are then written only where no verified
+    /// ones lie, and not after `stopped`, so that they cannot replace what somebody relies on. `Good` tells the link's
+    /// end in either case: whoever knows the true one must compare.
     pub async fn check(
         &self,
-        layout: Layout,
+        blob: &PartialBlob,
         chunk: ChunkIndex,
         expected: Expected,
         frames: Vec<Bytes>,
-        file: &BlobFile,
+        stopped: &CancellationToken,
     ) -> Verdict {
-        let file = file.clone();
+        let (blob, stopped) = (blob.clone(), stopped.clone());
         let job = move || {
-            let Some(end) = link_end(layout, chunk, expected, &frames) else { return Verdict::Corrupt };
-            match file.write(layout.range(chunk).start, &frames) {
-                Ok(()) => Verdict::Good { end },
+            let Some(end) = link_end(blob.layout(), chunk, expected, &frames) else { return Verdict::Corrupt };
+            let written = if expected.end.is_some() {
+                blob.write_verified(chunk, &frames).map(|()| true)
+            } else {
+                blob.write_unverified(chunk, &frames, || !stopped.is_cancelled())
+            };
+            match written {
+                Ok(true) => Verdict::Good { end },
+                Ok(false) => Verdict::Disk(io::ErrorKind::Interrupted.into()),
                 Err(error) => Verdict::Disk(error),
             }
         };

@@ -89,15 +89,14 @@ impl Layout {
         chunk.0 < self.count()
     }
 
-    /// The bytes of a chunk. The chunk must be in the blob.
+    /// The bytes of a chunk; none, at the blob's end, for chunks beyond it.
     #[must_use]
     pub fn range(self, chunk: ChunkIndex) -> Range<u64> {
-        debug_assert!(self.contains(chunk));
-        let start = u64::from(chunk.0) * self.chunk_bytes();
+        let start = (u64::from(chunk.0) * self.chunk_bytes()).min(self.size);
         start..(start + self.chunk_bytes()).min(self.size)
     }
 
-    /// Length of a chunk in bytes.
+    /// Length of a chunk in bytes; 0 for chunks beyond the blob.
     #[must_use]
     pub fn len(self, chunk: ChunkIndex) -> u64 {
         let range = self.range(chunk);
@@ -268,6 +267,9 @@ mod tests {
             }
             assert_eq!(end, size);
             assert_eq!(layout.chunk_bytes() % 64, 0);
+            for beyond in [layout.last().next(), ChunkIndex(u32::MAX)] {
+                assert_eq!((layout.range(beyond), layout.len(beyond)), (size..size, 0));
+            }
         }
         assert!(Layout::new(Layout::SIZE_MAX + 1).is_none());
     }

@@ -1,11 +1,8 @@
 //! The loop: one fact at a time goes into the machines, and their orders come out.
 
 use std::{
-    collections::HashMap,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    collections::{HashMap, HashSet},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -16,10 +13,10 @@ use shoal_proto::{
     swarm::{self, AskId, Input, PullId, ReaderId, RunId, Swarm},
     time::Time,
     tracker::{self, Tracker},
-    wire::{Ask, Message},
+    wire::{Answer, Ask, Message},
 };
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{mpsc, oneshot},
     task::AbortHandle,
     time::sleep_until,
 };
@@ -28,12 +25,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     Flights, NodeFetch, Want,
     flight::Flight,
+    job::{Job, Stream},
     parts::Parts,
     vouched::{Shelf, Vouched},
 };
 use crate::{
     identity,
-    origin::{OriginError, Source},
     quic::{PlaneEvent, Reply},
     store::{BlobFile, PartialBlob, Resumed, SealedBlob},
 };
@@ -52,6 +49,8 @@ pub(super) enum Command {
     Reading { digest: Digest, reader: ReaderId, chunk: ChunkIndex },
     /// A reader is gone.
     ReaderLeft { digest: Digest, reader: ReaderId },
+    /// A sealed blob has rotted and was removed.
+    Rotten { digest: Digest },
     /// Tell what is going on.
     Report(oneshot::Sender<Vec<NodeFetch>>),
 }
@@ -67,54 +66,10 @@ pub(super) enum Fact {
     Stored { digest: Digest, sealed: SealedBlob },
     /// A sealed blob was opened because a peer asked about it.
     Opened { digest: Digest, sealed: Option<Arc<Vouched>> },
-    /// Room was made for a blob, or not.
-    Room { digest: Digest, partial: std::io::Result<PartialBlob> },
+    /// Room was made for a blob, or not; for this very job, which may be over by now.
+    Room { digest: Digest, job: Arc<Job>, partial: std::io::Result<PartialBlob> },
     /// A blob was sealed, or could not be.
     Sealed { digest: Digest, sealed: std::io::Result<(BlobFile, Vec<shoal_proto::claim::Segment>)> },
-}
-
-/// What the driver keeps of a fetch beside the machine.
-#[derive(Debug)]
-pub(super) struct Job {
-    pub(super) source: Option<Source>,
-    pub(super) flight: Arc<Flight>,
-    /// The blob's place in the store, once there is one; an error closes the channel's wait by `Some(None)`.
-    pub(super) partial: watch::Sender<Option<Option<PartialBlob>>>,
-    pub(super) from_origin: AtomicU64,
-    pub(super) from_peers: AtomicU64,
-    origin_error: Mutex<Option<OriginError>>,
-    pub(super) started: Instant,
-}
-
-impl Job {
-    pub(super) fn new(source: Option<Source>, flight: Arc<Flight>) -> Self {
-        Self {
-            source,
-            flight,
-            partial: watch::Sender::new(None),
-            from_origin: AtomicU64::new(0),
-            from_peers: AtomicU64::new(0),
-            origin_error: Mutex::default(),
-            started: Instant::now(),
-        }
-    }
-
-    pub(super) fn note_origin_error(&self, error: OriginError) {
-        *self.origin_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-    }
-
-    pub(super) fn origin_error(&self) -> Option<OriginError> {
-        self.origin_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Bytes that came from the origin and from peers.
-    fn sources(&self) -> (u64, u64) {
-        (self.from_origin.load(Ordering::Relaxed), self.from_peers.load(Ordering::Relaxed))
-    }
-
-    pub(super) fn count_origin(&self, bytes: u64) {
-        self.from_origin.fetch_add(bytes, Ordering::Relaxed);
-    }
 }
 
 /// A chunk that a peer asked for.
@@ -142,16 +97,18 @@ pub(super) struct Driver {
     /// Sealed blobs that peers read.
     pub(super) held: HashMap<Digest, Arc<Vouched>>,
     pub(super) shelf: Arc<Shelf>,
+    /// Blobs for which room is being made: once at a time, whatever becomes of the job that it is for.
+    pub(super) rooms: HashSet<Digest>,
     /// When the claim of a fetch was saved last.
     pub(super) saved: HashMap<Digest, Instant>,
     pub(super) pulls: HashMap<PullId, AbortHandle>,
-    pub(super) runs: HashMap<RunId, AbortHandle>,
+    pub(super) runs: HashMap<RunId, Stream>,
     pub(super) asks: HashMap<AskId, Asked>,
     /// Where connected peers are, for trackers to hand out.
     contacts: HashMap<PeerId, Contact>,
     opening: HashMap<Digest, Vec<Waiting>>,
     pub(super) facts: mpsc::Sender<Fact>,
-    facts_in: mpsc::Receiver<Fact>,
+    pub(super) facts_in: mpsc::Receiver<Fact>,
     ask_ids: u64,
     start: Instant,
     me: PeerId,
@@ -171,6 +128,7 @@ impl Driver {
             jobs: HashMap::new(),
             held: HashMap::new(),
             shelf,
+            rooms: HashSet::new(),
             saved: HashMap::new(),
             pulls: HashMap::new(),
             runs: HashMap::new(),
@@ -297,11 +255,12 @@ impl Driver {
         self.held.retain(|digest, _| swarm.knows(digest));
     }
 
-    fn command(&mut self, command: Command) {
+    pub(super) fn command(&mut self, command: Command) {
         match command {
             Command::Want { want, flight } => self.want(want, flight),
             Command::Reading { digest, reader, chunk } => self.swarm(Input::Reading { digest, reader, chunk }),
             Command::ReaderLeft { digest, reader } => self.swarm(Input::ReaderLeft { digest, reader }),
+            Command::Rotten { digest } => self.rotten(digest),
             Command::Report(reply) => {
                 let views = self.swarm.fetches().map(|view| {
                     let job = self.jobs.get(&view.digest);
@@ -311,6 +270,15 @@ impl Driver {
                 reply.send(views.collect()).ok();
             }
         }
+    }
+
+    /// Lets go of a blob that was removed, unless it is being fetched anew or is back already.
+    fn rotten(&mut self, digest: Digest) {
+        if self.jobs.contains_key(&digest) || self.parts.store.sealed_size(&digest).is_some() {
+            return;
+        }
+        self.held.remove(&digest);
+        self.swarm(Input::Forgotten { digest });
     }
 
     /// Looks in the store for what is left of an earlier fetch, then wishes.
@@ -344,7 +312,7 @@ impl Driver {
         });
     }
 
-    fn fact(&mut self, fact: Fact) {
+    pub(super) fn fact(&mut self, fact: Fact) {
         match fact {
             Fact::Swarm(input) => {
                 if let Input::Pulled { pull, .. } = &input {
@@ -363,7 +331,7 @@ impl Driver {
                 self.flights.end(&digest, Ok(()));
             }
             Fact::Opened { digest, sealed } => self.opened(digest, sealed),
-            Fact::Room { digest, partial } => self.room(digest, partial),
+            Fact::Room { digest, job, partial } => self.room(digest, &job, partial),
             Fact::Sealed { digest, sealed } => self.sealed(digest, sealed),
         }
     }
@@ -388,7 +356,7 @@ impl Driver {
         self.swarm(Input::Wanted { digest, restored });
     }
 
-    fn opened(&mut self, digest: Digest, sealed: Option<Arc<Vouched>>) {
+    pub(super) fn opened(&mut self, digest: Digest, sealed: Option<Arc<Vouched>>) {
         if let Some(sealed) = sealed {
             let (size, segments) = (sealed.layout().size(), sealed.segments().to_vec());
             self.held.insert(digest, sealed);
@@ -402,7 +370,7 @@ impl Driver {
         }
     }
 
-    fn event(&mut self, event: PlaneEvent) {
+    pub(super) fn event(&mut self, event: PlaneEvent) {
         match event {
             PlaneEvent::Connected { contact } => {
                 self.contacts.insert(contact.peer, contact);
@@ -415,6 +383,8 @@ impl Driver {
                 self.swarm(Input::Disconnected { peer });
                 self.track(tracker::Input::Disconnected { peer });
             }
+            // The peer's own dial may have come through meanwhile: then its session is what counts.
+            PlaneEvent::DialFailed { peer } if self.contacts.contains_key(&peer) => {}
             PlaneEvent::DialFailed { peer } => self.swarm(Input::Disconnected { peer }),
             PlaneEvent::Message { peer, message } => self.message(peer, message),
             PlaneEvent::Asked { peer, ask, reply } => {
@@ -461,8 +431,11 @@ impl Driver {
     /// Opens a sealed blob for peers; what they said about it waits.
     fn open(&mut self, digest: Digest, waiting: Waiting) {
         if let Some(others) = self.opening.get_mut(&digest) {
-            if others.len() < WAITING_MAX {
-                others.push(waiting);
+            match waiting {
+                waiting if others.len() < WAITING_MAX => others.push(waiting),
+                // Dropped, it would look like a broken link.
+                Waiting::Asked(_, asked) => asked.reply.refuse(Answer::Busy),
+                Waiting::Message(..) => {}
             }
             return;
         }
@@ -473,9 +446,6 @@ impl Driver {
                 Ok(sealed) => sealed,
                 Err(error) => {
                     tracing::error!(digest = %digest.short(), %error, "cannot open a sealed blob");
-                    if error.kind() == std::io::ErrorKind::InvalidData {
-                        shelf.discard(digest).await;
-                    }
                     None
                 }
             };
@@ -495,8 +465,8 @@ impl Driver {
         for (_, task) in self.pulls.drain() {
             task.abort();
         }
-        for (_, task) in self.runs.drain() {
-            task.abort();
+        for (_, stream) in self.runs.drain() {
+            stream.stop();
         }
         let digests: Vec<Digest> = self.jobs.keys().copied().collect();
         for digest in digests {

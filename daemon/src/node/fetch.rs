@@ -75,7 +75,7 @@ mod tests {
         digest::Algorithm,
     };
 
-    use super::*;
+    use super::{super::flight::Progress, *};
     use crate::store::PartialBlob;
 
     struct World {
@@ -130,6 +130,26 @@ mod tests {
         world.flight.arrived(ChunkIndex(0));
         world.flight.stirred();
         assert_eq!(fetch.advance(), Advance { size: Some(world.size()), have: short + layout.chunk_bytes(), stirs: 4 });
+    }
+
+    #[test]
+    fn a_flight_moves_when_bytes_come_and_not_when_only_its_size_is_known() {
+        let world = world();
+        let before = world.flight.moves();
+        world.flight.sized(world.partial.layout(), world.partial.file().clone());
+        assert_eq!(world.flight.moves(), before);
+        world.flight.stirred();
+        assert_ne!(world.flight.moves(), before);
+        let progress = world.flight.progress(|_| ChunkIndex::FIRST, false);
+        assert!(matches!(progress, Progress::Waiting { some: false, .. }), "{progress:?}");
+    }
+
+    #[test]
+    fn a_flight_that_ended_well_without_content_has_landed() {
+        let flight = Flight::default();
+        assert!(matches!(flight.progress(|_| ChunkIndex::FIRST, false), Progress::Unsized));
+        flight.end(Ok(()));
+        assert!(matches!(flight.progress(|_| ChunkIndex::FIRST, false), Progress::Landed));
     }
 
     #[tokio::test]

@@ -19,8 +19,8 @@ pub(super) struct Flight {
 struct State {
     content: Option<Content>,
     end: Option<Result<(), OpenError>>,
-    /// Signs of life so far, of whatever kind.
-    stirs: u64,
+    /// Times that bytes came, be it less than a chunk.
+    moves: u64,
 }
 
 #[derive(Debug)]
@@ -33,10 +33,12 @@ struct Content {
 /// Where a flight stands for somebody who waits for a chunk.
 #[derive(Debug, Clone)]
 pub(super) enum Progress {
+    /// The blob was in the store before this flight began: it can be opened there.
+    Landed,
     /// Not even the size is known.
     Unsized,
-    /// The chunk is not here yet; some chunks may be.
-    Waiting { layout: Layout, moving: bool },
+    /// The chunk is not here yet; `some` others are.
+    Waiting { layout: Layout, some: bool },
     /// The chunk may be read.
     Ready { layout: Layout, file: BlobFile },
     /// The fetch is over without the blob.
@@ -58,14 +60,13 @@ impl Flight {
     pub(super) fn sized(&self, layout: Layout, file: BlobFile) {
         let mut state = self.state();
         state.content = Some(Content { layout, file, have: ChunkSet::empty(layout.count()) });
-        state.stirs += 1;
         drop(state);
         self.changed.notify_waiters();
     }
 
     pub(super) fn arrived(&self, chunk: ChunkIndex) {
         let mut state = self.state();
-        state.stirs += 1;
+        state.moves += 1;
         if let Some(content) = &mut state.content {
             content.have.insert(chunk);
         }
@@ -75,13 +76,18 @@ impl Flight {
 
     /// Bytes came in that do not make a chunk yet. Wakes nobody: nothing more can be read.
     pub(super) fn stirred(&self) {
-        self.state().stirs += 1;
+        self.state().moves += 1;
+    }
+
+    /// Differs from what it was when bytes have come since.
+    pub(super) fn moves(&self) -> u64 {
+        self.state().moves
     }
 
     /// How far the fetch is.
     pub(super) fn advance(&self) -> Advance {
         let state = self.state();
-        let Some(content) = &state.content else { return Advance { size: None, have: 0, stirs: state.stirs } };
+        let Some(content) = &state.content else { return Advance { size: None, have: 0, stirs: state.moves } };
         let layout = content.layout;
         let have = if matches!(state.end, Some(Ok(()))) {
             layout.size()
@@ -90,7 +96,7 @@ impl Flight {
             let short = layout.chunk_bytes() - layout.len(layout.last());
             whole - if content.have.contains(layout.last()) { short } else { 0 }
         };
-        Advance { size: Some(layout.size()), have, stirs: state.stirs }
+        Advance { size: Some(layout.size()), have, stirs: state.moves + 1 }
     }
 
     /// How the fetch ended, if it has.
@@ -110,14 +116,16 @@ impl Flight {
         if let Some(Err(error)) = &state.end {
             return Progress::Failed(error.clone());
         }
-        let Some(content) = &state.content else { return Progress::Unsized };
+        let Some(content) = &state.content else {
+            return if state.end.is_some() { Progress::Landed } else { Progress::Unsized };
+        };
         let layout = content.layout;
         let chunk = at(layout);
         let proven = state.end.is_some();
         if proven || content.have.contains(chunk) && chunk != layout.last() && !sealed {
             return Progress::Ready { layout, file: content.file.clone() };
         }
-        Progress::Waiting { layout, moving: !content.have.is_empty() }
+        Progress::Waiting { layout, some: !content.have.is_empty() }
     }
 
     /// Waits until `test` gives something, looking again at each change.

@@ -17,10 +17,12 @@ use shoal_proto::{
     wire::{Answer, Ask, SEGMENT_STATES_MAX},
 };
 use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     OpenError,
-    driver::{Driver, Fact, Job},
+    driver::{Driver, Fact},
+    job::{Job, Stream},
     origin_run::{Run, sign},
     parts::Parts,
     vouched::{Shelf, Vouched},
@@ -60,8 +62,8 @@ impl Driver {
                 self.pull_origin(digest, run, from, until, before);
             }
             Output::StopOrigin { run, .. } => {
-                if let Some(task) = self.runs.remove(&run) {
-                    task.abort();
+                if let Some(stream) = self.runs.remove(&run) {
+                    stream.stop();
                 }
             }
             Output::Serve { ask } => self.serve(ask),
@@ -95,18 +97,56 @@ impl Driver {
     }
 
     fn make_room(&mut self, digest: Digest, size: u64) {
-        let Some(job) = self.jobs.get(&digest) else { return };
-        if job.partial.borrow().is_some() {
+        let Some(job) = self.jobs.get(&digest).cloned() else { return };
+        // While room is being made for a former job of this blob, the store has none for this one: its end comes back here.
+        if job.partial.borrow().is_some() || !self.rooms.insert(digest) {
             return;
         }
         let store = self.parts.store.clone();
-        self.blocking(move || Fact::Room { digest, partial: store.create(&digest, size) });
+        self.blocking(move || Fact::Room { digest, job, partial: store.create(&digest, size) });
+    }
+
+    /// Room came for a job that is over. What has begun anew meanwhile may have another size.
+    fn late_room(&mut self, digest: Digest, partial: io::Result<PartialBlob>) {
+        if let Ok(partial) = partial
+            && let Err(error) = partial.discard()
+        {
+            tracing::warn!(%digest, %error, "a partial blob is left behind");
+        }
+        if let Some(size) = self.swarm.fetch(&digest).and_then(|view| view.size) {
+            self.make_room(digest, size);
+        }
+    }
+
+    /// Ends a fetch whose place in the store is not of the size that the machine works with: nothing of it may be sealed.
+    fn misfit(&mut self, digest: Digest, partial: Option<&PartialBlob>) {
+        tracing::error!(%digest, "the store's place for a blob does not fit it; dropping what has arrived");
+        if let Some(Err(error)) = partial.map(PartialBlob::discard) {
+            tracing::warn!(%digest, %error, "a partial blob is left behind");
+        }
+        self.parts.metrics.fetches_failed.inc();
+        self.jobs.remove(&digest);
+        self.saved.remove(&digest);
+        self.end(digest, Err(OpenError::Corrupt));
+        self.swarm(Input::Forgotten { digest });
+    }
+
+    fn fits(&self, digest: &Digest, partial: &PartialBlob) -> bool {
+        self.swarm.fetch(digest).and_then(|view| view.size) == Some(partial.layout().size())
     }
 
     /// The store made room: chunks can be written, readers can be shown what is here.
-    pub(super) fn room(&mut self, digest: Digest, partial: io::Result<PartialBlob>) {
-        let Some(job) = self.jobs.get(&digest) else { return };
+    pub(super) fn room(&mut self, digest: Digest, job: &Arc<Job>, partial: io::Result<PartialBlob>) {
+        self.rooms.remove(&digest);
+        if !self.jobs.get(&digest).is_some_and(|current| Arc::ptr_eq(current, job)) {
+            self.late_room(digest, partial);
+            return;
+        }
         match partial {
+            Ok(partial) if !self.fits(&digest, &partial) => {
+                job.partial.send_replace(Some(None));
+                self.misfit(digest, Some(&partial));
+            }
             Ok(partial) => {
                 job.flight.sized(partial.layout(), partial.file().clone());
                 job.partial.send_replace(Some(Some(partial)));
@@ -118,6 +158,7 @@ impl Driver {
                 self.end(digest, Err(OpenError::Disk(error.to_string())));
                 self.swarm(Input::Forgotten { digest });
                 self.jobs.remove(&digest);
+                self.saved.remove(&digest);
             }
         }
     }
@@ -140,9 +181,10 @@ impl Driver {
             let view = self.swarm.fetch(&digest)?;
             Layout::new(view.size?)
         });
-        let run = Run { digest, id, from, until, before, layout, source, job };
-        let task = self.tasks.spawn(run.run(Arc::clone(&self.parts), self.facts.clone()));
-        self.runs.insert(id, task.abort_handle());
+        let stopped = CancellationToken::new();
+        let run = Run { digest, id, from, until, before, layout, source, job, stopped: stopped.clone() };
+        let task = self.tasks.spawn(run.run(Arc::clone(&self.parts), self.facts.clone())).abort_handle();
+        self.runs.insert(id, Stream { task, stopped });
     }
 
     fn serve(&mut self, id: AskId) {
@@ -197,8 +239,12 @@ impl Driver {
     /// Every link holds: readers may have the end, and the blob gets its name.
     fn proven(&mut self, digest: Digest) {
         let Some(job) = self.jobs.get(&digest) else { return };
+        let partial = job.partial.borrow().clone().flatten();
+        let Some(partial) = partial.clone().filter(|partial| self.fits(&digest, partial)) else {
+            self.misfit(digest, partial.as_ref());
+            return;
+        };
         job.flight.end(Ok(()));
-        let Some(partial) = job.partial.borrow().clone().flatten() else { return };
         let size = partial.layout().size();
         let states = chain_of(&digest, partial.layout(), self.swarm.segments(&digest));
         let parts = Arc::clone(&self.parts);
@@ -226,6 +272,9 @@ impl Driver {
             }
             Err(error) => {
                 tracing::error!(%digest, %error, "cannot seal; the blob is not kept");
+                if let Some(partial) = job.and_then(|job| job.partial.borrow().clone().flatten()) {
+                    partial.release();
+                }
                 self.parts.metrics.fetches_failed.inc();
                 self.swarm(Input::Forgotten { digest });
             }
@@ -236,6 +285,7 @@ impl Driver {
 
     /// A false claim: what rests on it goes, and its readers with it; new ones wait for the truth.
     fn discard(&mut self, digest: Digest) {
+        self.saved.remove(&digest);
         let Some(job) = self.jobs.remove(&digest) else { return };
         tracing::warn!(%digest, "a claim was false; starting anew from the origin");
         let flight = self.flights.renew(digest, Err(OpenError::Corrupt));
@@ -264,7 +314,17 @@ impl Driver {
             FetchError::Forgotten => OpenError::Overloaded("the fetch was ended"),
         };
         tracing::warn!(%digest, %error, "fetch failed");
-        self.end(digest, Err(error));
+        let Some(partial) = job.and_then(|job| job.partial.borrow().clone().flatten()) else {
+            self.end(digest, Err(error));
+            return;
+        };
+        // Tasks that were aborted may have it for a moment still. The flight ends behind them, so that the next fetch, which
+        // begins no sooner, finds the place free and what has arrived.
+        let flights = self.flights.clone();
+        self.tasks.spawn_blocking(move || {
+            partial.release();
+            flights.end(&digest, Err(error));
+        });
     }
 
     fn end(&self, digest: Digest, end: Result<(), OpenError>) {
@@ -299,8 +359,7 @@ impl Driver {
 
 async fn pull_chunk(parts: &Parts, job: &Job, peer: PeerId, ask: Ask, expected: Expected) -> Verdict {
     let Some(partial) = partial_of(job).await else { return Verdict::Disk };
-    let layout = partial.layout();
-    let bytes = layout.len(ask.chunk);
+    let bytes = partial.layout().len(ask.chunk);
     let frames = match parts.plane.pull(peer, ask, bytes, PULL_DEADLINE).await {
         Ok(frames) => frames,
         Err(PullError::Busy) => return Verdict::Busy,
@@ -308,7 +367,7 @@ async fn pull_chunk(parts: &Parts, job: &Job, peer: PeerId, ask: Ask, expected: 
         Err(PullError::Link) => return Verdict::Link,
     };
     parts.metrics.bytes_from_peers.inc_by(bytes);
-    match parts.verifier.check(layout, ask.chunk, expected, frames, partial.file()).await {
+    match parts.verifier.check(&partial, ask.chunk, expected, frames, &CancellationToken::new()).await {
         verify::Verdict::Good { .. } => {
             parts.metrics.chunks_verified.inc();
             job.from_peers.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed);
@@ -344,7 +403,7 @@ async fn read_chunk(
         (Some(held), _) => {
             if let Err(error) = held.ensure(&parts.verifier, chunk).await {
                 if error.kind() == io::ErrorKind::InvalidData {
-                    shelf.discard(digest).await;
+                    shelf.discard(digest, held.file()).await;
                 }
                 return Err(error);
             }

@@ -14,12 +14,9 @@ use tokio::{
     sync::{mpsc, watch},
     time::{Instant, timeout},
 };
+use tokio_util::sync::CancellationToken;
 
-use super::{
-    driver::{Fact, Job},
-    obey::partial_of,
-    parts::Parts,
-};
+use super::{driver::Fact, job::Job, obey::partial_of, parts::Parts};
 use crate::{
     origin::{Body, OriginError, Source},
     store::PartialBlob,
@@ -45,6 +42,8 @@ pub(super) struct Run {
     pub(super) layout: Option<Layout>,
     pub(super) source: Source,
     pub(super) job: Arc<Job>,
+    /// Cancelled when the machine stops the stream: what is still being hashed then must not be written any more.
+    pub(super) stopped: CancellationToken,
 }
 
 /// Why a stream ended early.
@@ -85,6 +84,10 @@ impl Run {
         }
         self.tell(facts, Input::OriginOpened { digest: self.digest, run: self.id, size }).await;
         let partial = timeout(STORE_DEADLINE, partial_of(&self.job)).await.ok().flatten().ok_or(Failure::Disk)?;
+        // The room was made for another size: somebody lied, and the machine will have noticed.
+        if partial.layout() != layout {
+            return Err(Failure::Corrupt);
+        }
         let (chunks, hashed) = mpsc::channel(CHUNKS_AHEAD);
         let (sent, progress) = watch::channel(0_u64);
         let last = self.until.map_or(layout.last(), |until| ChunkIndex(until.0 - 1));
@@ -115,7 +118,7 @@ impl Run {
         let mut before = self.before;
         while let Some((chunk, frames)) = chunks.recv().await {
             let expected = Expected { before, end: None };
-            let end = match parts.verifier.check(layout, chunk, expected, frames, partial.file()).await {
+            let end = match parts.verifier.check(partial, chunk, expected, frames, &self.stopped).await {
                 Verdict::Good { end } => end,
                 Verdict::Corrupt => {
                     parts.metrics.chunks_corrupt.inc();

@@ -58,7 +58,7 @@ impl Node {
         let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
         let parts = Arc::new(parts);
         let flights = Flights::default();
-        let shelf = Arc::new(Shelf::new(Arc::clone(&parts)));
+        let shelf = Arc::new(Shelf::new(Arc::clone(&parts), commands.clone()));
         let shared = Shared {
             commands,
             store: parts.store.clone(),

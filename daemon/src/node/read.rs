@@ -1,6 +1,6 @@
 //! Reading a blob, complete or still arriving: what HTTP bodies are made of.
 
-use std::{io, ops::Range, sync::Arc, time::Duration};
+use std::{io, ops::Range, pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, StreamExt};
@@ -24,7 +24,7 @@ const PIECE_BYTES: u64 = BUFFER_BYTES as u64;
 /// Bytes that the disk is told to bring into memory when a piece is not there.
 const READ_AHEAD_BYTES: u64 = 4 * 1024 * 1024;
 
-/// Longest wait for one chunk before the body ends early and the client takes the rest elsewhere.
+/// Longest wait for one chunk, while no bytes of the blob come at all, before the body ends early and the client takes the rest elsewhere.
 const CHUNK_DEADLINE: Duration = Duration::from_secs(60);
 
 /// A blob that can be read, complete or still arriving.
@@ -158,7 +158,7 @@ impl Keeper {
         for chunk in (first.0..=last.0).map(ChunkIndex) {
             if let Err(error) = blob.ensure(&self.verifier, chunk).await {
                 if error.kind() == io::ErrorKind::InvalidData {
-                    self.shelf.discard(self.digest).await;
+                    self.shelf.discard(self.digest, blob.file()).await;
                 }
                 return Err(error);
             }
@@ -171,22 +171,30 @@ impl Keeper {
 async fn arrival(flight: &Flight, watch: &Watch, piece: &Range<u64>) -> io::Result<BlobFile> {
     let mut at = piece.start;
     loop {
-        let mut told = false;
-        let wait = flight.until(|flight| match flight.progress(|layout| layout.chunk_at(at), watch.sealed) {
-            Progress::Ready { layout, file } => Some(Ok((layout, file))),
-            Progress::Failed(error) => Some(Err(io::Error::other(error))),
-            Progress::Waiting { layout, .. } => {
-                if !std::mem::replace(&mut told, true) {
-                    watch.at(layout.chunk_at(at));
+        let (here, mut told) = (at, false);
+        let mut wait =
+            pin!(flight.until(|flight| match flight.progress(|layout| layout.chunk_at(here), watch.sealed) {
+                Progress::Ready { layout, file } => Some(Ok((layout, file))),
+                Progress::Failed(error) => Some(Err(io::Error::other(error))),
+                Progress::Waiting { layout, .. } => {
+                    if !std::mem::replace(&mut told, true) {
+                        watch.at(layout.chunk_at(here));
+                    }
+                    None
                 }
-                None
+                Progress::Unsized => None,
+                Progress::Landed => Some(Err(io::ErrorKind::NotFound.into())),
+            }));
+        let (layout, file) = loop {
+            let moves = flight.moves();
+            match timeout(CHUNK_DEADLINE, &mut wait).await {
+                Ok(arrived) => break arrived?,
+                // The blob comes slowly, or as a whole only. It ends: the machine sees to that.
+                Err(_) if flight.moves() != moves => {}
+                Err(_) => return Err(io::Error::new(io::ErrorKind::TimedOut, "no bytes arrived within the deadline")),
             }
-            Progress::Unsized => None,
-        });
-        let (layout, file) = timeout(CHUNK_DEADLINE, wait)
-            .await
-            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no chunk arrived within the deadline"))??;
-        at = layout.range(layout.chunk_at(at)).end;
+        };
+        at = layout.range(layout.chunk_at(here)).end;
         if at >= piece.end {
             return Ok(file);
         }

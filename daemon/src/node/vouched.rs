@@ -15,9 +15,9 @@ use shoal_proto::{
     claim::Segment,
     digest::Digest,
 };
-use tokio::task::spawn_blocking;
+use tokio::{sync::mpsc, task::spawn_blocking};
 
-use super::{obey::sign_chain, parts::Parts};
+use super::{driver::Command, obey::sign_chain, parts::Parts};
 use crate::{
     store::{BlobFile, SealedBlob},
     verify::Verifier,
@@ -108,15 +108,16 @@ impl Vouched {
 #[derive(Debug)]
 pub(super) struct Shelf {
     parts: Arc<Parts>,
+    commands: mpsc::Sender<Command>,
     open: Mutex<HashMap<Digest, Arc<Vouched>>>,
 }
 
 impl Shelf {
-    pub(super) fn new(parts: Arc<Parts>) -> Self {
-        Self { parts, open: Mutex::default() }
+    pub(super) fn new(parts: Arc<Parts>, commands: mpsc::Sender<Command>) -> Self {
+        Self { parts, commands, open: Mutex::default() }
     }
 
-    /// A sealed blob; none if the store does not have it.
+    /// A sealed blob; none if the store does not have it, or no longer, because it has rotted.
     pub(super) async fn take(&self, digest: Digest) -> io::Result<Option<Arc<Vouched>>> {
         if self.parts.store.sealed_size(&digest).is_none() {
             return Ok(None);
@@ -126,10 +127,19 @@ impl Shelf {
         }
         let parts = Arc::clone(&self.parts);
         let opened = spawn_blocking(move || {
-            parts.store.open_sealed(&digest)?.map(|sealed| Vouched::open(&parts, digest, sealed)).transpose()
+            let Some(sealed) = parts.store.open_sealed(&digest)? else { return Ok(None) };
+            let file = sealed.file.clone();
+            Ok::<_, io::Error>(Some((Vouched::open(&parts, digest, sealed), file)))
         });
-        let Some(opened) = opened.await.map_err(io::Error::other)?? else { return Ok(None) };
-        Ok(Some(self.put(opened)))
+        match opened.await.map_err(io::Error::other)?? {
+            None => Ok(None),
+            Some((Ok(opened), _)) => Ok(Some(self.put(opened))),
+            Some((Err(error), file)) if error.kind() == io::ErrorKind::InvalidData => {
+                self.discard(digest, &file).await;
+                Ok(None)
+            }
+            Some((Err(error), _)) => Err(error),
+        }
     }
 
     /// Keeps a blob at hand. If it is there already, that one stays.
@@ -146,22 +156,31 @@ impl Shelf {
         Arc::clone(open.entry(digest).or_insert(blob))
     }
 
-    /// Takes a blob that has rotted out of the store, so that the next wish fetches it anew.
-    pub(super) async fn discard(&self, digest: Digest) {
-        self.open().remove(&digest);
-        let store = self.parts.store.clone();
-        match spawn_blocking(move || store.remove(&digest)).await {
-            Ok(Ok(removed)) => {
-                // Not if another reader has seen it before us.
-                if removed {
-                    self.parts.metrics.blobs_rotten.inc();
-                }
-                tracing::error!(%digest, "a stored blob no longer matches its digest: removed");
+    /// Takes a blob that has rotted out of the store, so that the next wish fetches it anew, and tells the loop. Readers of
+    /// the rotten `file` may come late: one that has taken its place since stays.
+    pub(super) async fn discard(&self, digest: Digest, file: &BlobFile) {
+        {
+            let mut open = self.open();
+            if open.get(&digest).is_some_and(|blob| blob.file.is_same(file)) {
+                open.remove(&digest);
             }
-            Ok(Err(error)) => tracing::error!(%digest, %error, "a rotten blob cannot be removed"),
-            Err(error) => tracing::error!(%digest, %error, "a rotten blob was not removed"),
         }
-        self.parts.dht.stop_providing(self.parts.secret.blob_key(&digest));
+        let (parts, commands, file) = (Arc::clone(&self.parts), self.commands.clone(), file.clone());
+        // Goes to its end also when the reader goes away.
+        let removed = spawn_blocking(move || match parts.store.remove_file(&digest, &file) {
+            Ok(true) => {
+                parts.metrics.blobs_rotten.inc();
+                tracing::error!(%digest, "a stored blob no longer matches its digest: removed");
+                parts.dht.stop_providing(parts.secret.blob_key(&digest));
+                // The loop is gone only at shutdown.
+                commands.blocking_send(Command::Rotten { digest }).ok();
+            }
+            Ok(false) => {}
+            Err(error) => tracing::error!(%digest, %error, "a rotten blob cannot be removed"),
+        });
+        if let Err(error) = removed.await {
+            tracing::error!(%digest, %error, "a rotten blob was not removed");
+        }
     }
 
     fn open(&self) -> MutexGuard<'_, HashMap<Digest, Arc<Vouched>>> {

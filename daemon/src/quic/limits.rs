@@ -18,11 +18,14 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(3);
 const KEEP_ALIVE: Duration = Duration::from_millis(500);
 /// Most time that a stream may be without any progress: a chunk's answer, a request, the control stream.
 pub(super) const STALL_DEADLINE: Duration = Duration::from_secs(10);
+/// Most time that sending a chunk may take in all, as long as the asker waits at most: a peer that takes a byte now and
+/// then must not keep an upload slot.
+pub(super) const SEND_DEADLINE: Duration = Duration::from_secs(60);
 /// Most time to say goodbye to peers at a shutdown.
 pub(super) const SHUTDOWN_DEADLINE: Duration = Duration::from_millis(300);
 
 /// Messages that may wait for one peer. A peer that lets more pile up is cut off.
-pub(super) const QUEUE_MESSAGES: usize = 1024;
+pub(super) const QUEUE_MESSAGES: usize = 8192;
 /// Chunk streams that one peer may have open to us.
 pub(super) const PEER_STREAMS: u32 = 128;
 /// Connections that may be in their handshake with us as the listener.
@@ -30,7 +33,7 @@ pub(super) const HANDSHAKES_MAX: usize = 256;
 /// From so many such handshakes on, dialers must prove that their address is theirs.
 pub(super) const HANDSHAKES_TRUSTED: usize = 64;
 /// Connections and dials, unless configured otherwise.
-pub(super) const CONNECTIONS_MAX: usize = 512;
+pub(super) const CONNECTIONS_MAX: usize = 4096;
 
 /// Bytes that a peer may send ahead on all streams before it has proven the secret.
 const UNPROVEN_WINDOW: u32 = 64 * 1024;

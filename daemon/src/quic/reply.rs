@@ -3,9 +3,12 @@
 use bytes::Bytes;
 use quinn::{ConnectionError, SendStream, StoppedError, WriteError};
 use shoal_proto::wire::Answer;
-use tokio::time::timeout;
+use tokio::time::{Duration, timeout};
 
-use super::{handshake::GIVEN_UP, limits::STALL_DEADLINE};
+use super::{
+    handshake::GIVEN_UP,
+    limits::{SEND_DEADLINE, STALL_DEADLINE},
+};
 use crate::rate::Bucket;
 
 /// Bytes that are paid for at once under an upload cap: small, so that concurrent answers share it evenly.
@@ -29,6 +32,9 @@ pub enum ReplyError {
     /// The peer took no bytes for too long.
     #[error("the peer took no bytes for {} s", STALL_DEADLINE.as_secs())]
     Stalled,
+    /// The peer took bytes, but too slowly.
+    #[error("the peer did not take all bytes within {0:?}")]
+    Slow(Duration),
     /// The connection ended.
     #[error("the connection ended: {0}")]
     Lost(ConnectionError),
@@ -64,8 +70,18 @@ impl Reply {
     /// connection, which is up to its send window (8 MiB) before the peer has it.
     ///
     /// # Errors
-    /// When the peer gives up, stalls, or is gone. The stream is reset then.
-    pub async fn send(mut self, mut chunks: Vec<Bytes>) -> Result<(), ReplyError> {
+    /// When the peer gives up, stalls, takes more than a minute, or is gone. The stream is reset then.
+    pub async fn send(self, chunks: Vec<Bytes>) -> Result<(), ReplyError> {
+        self.send_within(SEND_DEADLINE, chunks).await
+    }
+
+    pub(super) async fn send_within(mut self, deadline: Duration, chunks: Vec<Bytes>) -> Result<(), ReplyError> {
+        timeout(deadline, self.send_all(chunks)).await.map_err(|_| ReplyError::Slow(deadline))??;
+        self.finish();
+        Ok(())
+    }
+
+    async fn send_all(&mut self, mut chunks: Vec<Bytes>) -> Result<(), ReplyError> {
         chunks.insert(0, byte(Answer::Bytes));
         if self.upload.is_limited() {
             for mut chunk in chunks {
@@ -78,7 +94,6 @@ impl Reply {
         } else {
             self.write(&mut chunks).await?;
         }
-        self.finish();
         Ok(())
     }
 

@@ -161,6 +161,11 @@ impl BlobFile {
         }
     }
 
+    /// Whether both are handles of one open file.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
+
     /// Refuses writes from here on, after those under way.
     pub(super) fn close_to_writes(&self) {
         *self.inner.writable.write().unwrap_or_else(PoisonError::into_inner) = false;

@@ -5,7 +5,12 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use shoal_proto::{chunk::Layout, claim::Segment, digest::Digest};
+use bytes::Bytes;
+use shoal_proto::{
+    chunk::{ChunkIndex, ChunkSet, Layout},
+    claim::Segment,
+    digest::Digest,
+};
 
 use super::{BlobFile, Hold, Shared, disk, paths, record};
 
@@ -22,14 +27,17 @@ struct Inner {
     layout: Layout,
     file: BlobFile,
     shared: Arc<Shared>,
+    /// For each chunk, whether bytes that were verified under a claim lie in its place. Locked while it is written.
+    verified: Box<[Mutex<bool>]>,
     /// Gone once sealed or discarded. Its mutex also keeps claim, seal and discard apart.
     hold: Mutex<Option<Hold>>,
 }
 
 impl PartialBlob {
-    pub(super) fn new(hold: Hold, layout: Layout, file: BlobFile) -> Self {
+    pub(super) fn new(hold: Hold, layout: Layout, file: BlobFile, verified: &ChunkSet) -> Self {
         let (digest, shared) = (hold.digest, Arc::clone(&hold.shared));
-        Self { inner: Arc::new(Inner { digest, layout, file, shared, hold: Mutex::new(Some(hold)) }) }
+        let verified = layout.chunks().map(|chunk| Mutex::new(verified.contains(chunk))).collect();
+        Self { inner: Arc::new(Inner { digest, layout, file, shared, verified, hold: Mutex::new(Some(hold)) }) }
     }
 
     /// Which blob.
@@ -48,6 +56,47 @@ impl PartialBlob {
     #[must_use]
     pub fn file(&self) -> &BlobFile {
         &self.inner.file
+    }
+
+    /// Writes a chunk that is what its claim says.
+    ///
+    /// # Errors
+    /// As [`BlobFile::write`]; `InvalidInput` for a chunk beyond the blob.
+    pub fn write_verified(&self, chunk: ChunkIndex, pieces: &[Bytes]) -> io::Result<()> {
+        let mut verified = self.place(chunk)?;
+        self.inner.file.write(self.inner.layout.range(chunk).start, pieces)?;
+        *verified = true;
+        Ok(())
+    }
+
+    /// Writes a chunk of which no claim says what it must be, if it is still `wanted`, which is asked when nobody else
+    /// can write it any more. Verified bytes are never replaced: if such lie there already, nothing is written. Returns
+    /// whether the chunk is there.
+    ///
+    /// # Errors
+    /// As [`Self::write_verified`].
+    pub fn write_unverified(
+        &self,
+        chunk: ChunkIndex,
+        pieces: &[Bytes],
+        wanted: impl FnOnce() -> bool,
+    ) -> io::Result<bool> {
+        let verified = self.place(chunk)?;
+        if *verified {
+            return Ok(true);
+        }
+        if !wanted() {
+            return Ok(false);
+        }
+        self.inner.file.write(self.inner.layout.range(chunk).start, pieces)?;
+        Ok(true)
+    }
+
+    fn place(&self, chunk: ChunkIndex) -> io::Result<MutexGuard<'_, bool>> {
+        let place = self.inner.verified.get(chunk.at()).ok_or_else(|| {
+            io::Error::new(io::ErrorKind::InvalidInput, format!("{} has no chunk {}", self.inner.digest, chunk.0))
+        })?;
+        Ok(place.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Records the claim, in place of the one before. Write chunks first and the claim that covers them after. Not
@@ -114,6 +163,17 @@ impl PartialBlob {
         shared.disk.rename(&partial, &shared.paths.sealed(digest))
     }
 
+    /// Stops using the blob and frees its digest, whoever still has a clone of it: what its claim covers stays on disk for
+    /// [`resume`](super::Store::resume). Waits for the writes under way; later ones are refused. Does nothing if it is
+    /// sealed or discarded.
+    pub fn release(&self) {
+        let mut hold = self.lock();
+        if hold.is_some() {
+            self.inner.file.close_to_writes();
+            *hold = None;
+        }
+    }
+
     /// Deletes the blob. Readers of its file keep what they have.
     ///
     /// # Errors
@@ -133,7 +193,7 @@ impl PartialBlob {
     }
 }
 
-fn same_file(file: &BlobFile, path: &std::path::Path) -> io::Result<bool> {
+pub(super) fn same_file(file: &BlobFile, path: &std::path::Path) -> io::Result<bool> {
     use std::os::unix::fs::MetadataExt as _;
     let (ours, theirs) = (file.file().metadata()?, disk::open(path, false)?.metadata()?);
     Ok((ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino()))

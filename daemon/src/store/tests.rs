@@ -179,6 +179,20 @@ fn readers_of_the_partial_file_read_on_after_the_seal_and_after_removal() {
 }
 
 #[test]
+fn a_blob_is_removed_by_its_file_but_not_the_one_that_came_after_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let sample = Sample::three_chunks();
+    sample.seal_into(&store);
+    let former = store.open_sealed(&sample.digest).unwrap().unwrap().file;
+    assert!(store.remove_file(&sample.digest, &former).unwrap());
+    assert!(!store.remove_file(&sample.digest, &former).unwrap());
+    sample.seal_into(&store);
+    assert!(!store.remove_file(&sample.digest, &former).unwrap());
+    sample.assert_sealed(&store, &sample.whole());
+}
+
+#[test]
 fn one_digest_has_one_partial_blob_at_a_time() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
@@ -224,6 +238,24 @@ fn a_partial_blob_resumes_with_the_chunks_that_its_claim_proves() {
     sample.write(&resumed.blob, 1).unwrap();
     resumed.blob.seal(&resumed.segments).unwrap();
     sample.assert_sealed(&store, &resumed.segments);
+}
+
+#[test]
+fn a_released_blob_can_be_resumed_while_its_clones_live_and_they_can_no_longer_write() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let sample = Sample::three_chunks();
+    let blob = store.create(&sample.digest, sample.layout.size()).unwrap();
+    sample.write(&blob, 0).unwrap();
+    blob.save_claim(&sample.whole()).unwrap();
+    let clone = blob.clone();
+    blob.release();
+    let resumed = store.resume(&sample.digest).unwrap().unwrap();
+    assert_eq!(chunks(&resumed.verified), [0]);
+    assert_eq!(sample.write(&clone, 1).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+    assert_eq!(clone.save_claim(&[]).unwrap_err().kind(), io::ErrorKind::NotFound);
+    clone.discard().unwrap();
+    sample.write(&resumed.blob, 1).unwrap();
 }
 
 #[test]

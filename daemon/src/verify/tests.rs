@@ -34,7 +34,17 @@ impl Sample {
     }
 
     async fn check(&self, chunk: u32, expected: Expected, frames: Vec<Bytes>) -> Verdict {
-        Verifier::default().check(self.chain.layout(), ChunkIndex(chunk), expected, frames, self.blob.file()).await
+        self.check_unless(&CancellationToken::new(), chunk, expected, frames).await
+    }
+
+    async fn check_unless(
+        &self,
+        stopped: &CancellationToken,
+        chunk: u32,
+        expected: Expected,
+        frames: Vec<Bytes>,
+    ) -> Verdict {
+        Verifier::default().check(&self.blob, ChunkIndex(chunk), expected, frames, stopped).await
     }
 
     fn is_stored(&self, chunk: u32) -> bool {
@@ -88,6 +98,47 @@ async fn a_chunk_that_extends_the_chain_tells_its_end() {
     let verdict = sample.check(0, expected, sample.frames(ChunkIndex::FIRST)).await;
     let next = LinkEnd::State(sample.chain.states()[1]);
     assert!(matches!(verdict, Verdict::Good { end } if end == next));
+}
+
+/// Bytes of the first chunk's length that are not those of the blob.
+fn wrong(sample: &Sample) -> Vec<Bytes> {
+    vec![Bytes::from(vec![0xee; sample.chain.layout().len(ChunkIndex::FIRST) as usize])]
+}
+
+#[tokio::test]
+async fn bytes_that_nobody_vouches_for_never_replace_verified_ones_but_their_end_is_told() {
+    let sample = sample();
+    let expected = sample.chain.expected(ChunkIndex::FIRST).unwrap();
+    let right = sample.frames(ChunkIndex::FIRST);
+    sample.check(0, expected, right).await;
+    let verdict = sample.check(0, Expected { end: None, ..expected }, wrong(&sample)).await;
+    assert!(matches!(verdict, Verdict::Good { end } if Some(end) != expected.end));
+    assert!(sample.is_stored(0));
+}
+
+#[tokio::test]
+async fn verified_bytes_replace_those_that_nobody_vouches_for() {
+    let sample = sample();
+    let expected = sample.chain.expected(ChunkIndex::FIRST).unwrap();
+    sample.check(0, Expected { end: None, ..expected }, wrong(&sample)).await;
+    assert!(!sample.is_stored(0));
+    sample.check(0, expected, sample.frames(ChunkIndex::FIRST)).await;
+    assert!(sample.is_stored(0));
+}
+
+#[tokio::test]
+async fn what_nobody_vouches_for_is_not_written_once_its_stream_has_stopped() {
+    let sample = sample();
+    let expected = sample.chain.expected(ChunkIndex::FIRST).unwrap();
+    let right = sample.frames(ChunkIndex::FIRST);
+    let open = Expected { end: None, ..expected };
+    sample.check(0, open, right.clone()).await;
+    let stopped = CancellationToken::new();
+    stopped.cancel();
+    let verdict = sample.check_unless(&stopped, 0, open, wrong(&sample)).await;
+    assert!(matches!(verdict, Verdict::Disk(error) if error.kind() == io::ErrorKind::Interrupted));
+    assert!(sample.is_stored(0));
+    assert!(matches!(sample.check_unless(&stopped, 0, expected, right).await, Verdict::Good { .. }));
 }
 
 #[tokio::test]

@@ -189,7 +189,7 @@ impl Bench {
         let file = node.data_dir.join("blobs/sha256").join(&hex[..2]).join(&hex);
         sealed(&file).await?;
         let nginx = match &self.nginx_version {
-            Some(_) => Some(Nginx::start(dir, &file).await?),
+            Some(_) => Some(Nginx::start(dir, &file)?),
             None => None,
         };
         for turn in 0..2 {

@@ -43,7 +43,7 @@ pub(crate) async fn version() -> Option<String> {
 impl Nginx {
     /// Serves `file` as [`PATH`]. Its listening socket is made here and handed over, as in an upgrade of nginx, so that
     /// its connections inherit the congestion control that the daemon sets for its own.
-    pub(crate) async fn start(dir: &Path, file: &Path) -> Result<Self, Failure> {
+    pub(crate) fn start(dir: &Path, file: &Path) -> Result<Self, Failure> {
         let prefix = dir.join("nginx");
         fs::create_dir(&prefix)?;
         let listener = TcpListener::bind(("127.0.0.1", 0))?;

@@ -155,6 +155,18 @@ async fn dropping_a_pull_stops_a_sender_that_waits_for_its_upload_cap() {
 }
 
 #[tokio::test]
+async fn a_peer_that_takes_bytes_but_not_all_in_time_is_given_up() {
+    let secret = Secret::none();
+    let mut a = Node::start(config(&secret));
+    let mut b = Node::start(DataPlaneConfig { upload: Some(Rate(1)), ..config(&secret) });
+    connect(&mut a, &mut b).await;
+    let (pull, reply) = start_pull(&a, &mut b, CHUNK, PATIENCE).await;
+    let sent = timeout(PATIENCE, reply.send_within(Duration::from_millis(50), vec![pattern(CHUNK)])).await.unwrap();
+    assert!(matches!(sent, Err(ReplyError::Slow(_))), "{sent:?}");
+    assert_eq!(pull.await.unwrap(), Err(PullError::Link));
+}
+
+#[tokio::test]
 async fn a_request_that_is_given_up_before_its_answer_says_so() {
     let (a, mut b) = pair().await;
     let (pull, reply) = start_pull(&a, &mut b, CHUNK, PATIENCE).await;
