@@ -72,6 +72,8 @@ pub struct Limits {
     pub tracked_max: usize,
     /// A fetching member not heard of for so long is forgotten.
     pub member_timeout: Duration,
+    /// A member that gets nothing for so long, though others say that they have the blob, may have the lease.
+    pub starved_patience: Duration,
     /// A complete member not heard of for so long is forgotten; provider records in the DHT still name it.
     pub complete_timeout: Duration,
 }
@@ -112,6 +114,7 @@ impl Default for Limits {
             members_max: 20_000,
             tracked_max: 100_000,
             member_timeout: Duration::from_secs(10),
+            starved_patience: Duration::from_secs(2),
             complete_timeout: Duration::from_secs(1800),
         }
     }

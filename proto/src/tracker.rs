@@ -73,6 +73,8 @@ struct Member {
     contact: Contact,
     have: u32,
     standing: Standing,
+    /// Since when no peer that it knows has anything for it.
+    starved: Option<Time>,
     heard: Time,
 }
 
@@ -157,10 +159,18 @@ impl Tracker {
         if !tracked.members.contains_key(&peer) && tracked.members.len() >= self.limits.members_max {
             return;
         }
-        tracked.members.insert(peer, Member { contact, have: join.have, standing: join.standing, heard: now });
+        let starved = match join.standing {
+            Standing::Starved => tracked.members.get(&peer).and_then(|member| member.starved).or(Some(now)),
+            Standing::Fetching | Standing::Complete | Standing::Shut => None,
+        };
+        let member = Member { contact, have: join.have, standing: join.standing, starved, heard: now };
+        tracked.members.insert(peer, member);
         tracked.hear_lease(now, peer, join, out);
         let mut lease = tracked.lease.as_ref().filter(|lease| lease.holder == peer).map(|lease| lease.epoch);
-        if lease.is_none() && tracked.needs_holder() && may_hold(join.standing) {
+        // Somebody may say that it has the blob and yet be of no use: gone, rotten, or lying.
+        let forsaken = starved.is_some_and(|since| since + self.limits.starved_patience <= now);
+        let needed = tracked.needs_holder() || tracked.lease.is_none() && forsaken;
+        if lease.is_none() && needed && may_hold(join.standing) {
             self.epochs += 1;
             lease = Some(tracked.grant(now, peer, Epoch(self.epochs)));
         }

@@ -44,7 +44,7 @@ async fn a_lie_does_no_harm(seed: u64, lie: Lie) {
     for node in &cluster.nodes {
         nodes.push(node.contact().await);
     }
-    let liar = Liar::start(&cluster.secret_file(), &nodes, &layer.digest, content, lie).await;
+    let liar = Liar::start(&cluster.secret_file(), &nodes, layer, content, lie).await;
     let known = liar.contact().peer.to_string();
     for node in &cluster.nodes {
         eventually(TRANSFER, "the liar being a peer", || async {

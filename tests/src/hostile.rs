@@ -26,6 +26,8 @@ use shoal_proto::{
 };
 use tokio::{sync::mpsc, task::JoinHandle};
 
+use crate::image::Blob;
+
 /// What is false about it. It always says that it has all of the blob, to whoever asks and to the trackers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lie {
@@ -63,7 +65,7 @@ impl Liar {
     ///
     /// # Panics
     /// If it cannot take part at all.
-    pub async fn start(secret: &Path, nodes: &[Contact], digest: &str, content: Vec<u8>, lie: Lie) -> Self {
+    pub async fn start(secret: &Path, nodes: &[Contact], truth: &Blob, content: Vec<u8>, lie: Lie) -> Self {
         let secret = Secret::load(secret).expect("the secret is fine");
         let identity = Identity::generate();
         let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
@@ -73,9 +75,9 @@ impl Liar {
         let (events, inbox) = mpsc::channel(64);
         let config = DataPlaneConfig::new(listen, identity.clone(), secret.clone());
         let plane = DataPlane::bind(config, events).expect("the liar can listen");
-        let digest: Digest = digest.parse().expect("a digest");
+        let digest: Digest = truth.digest.parse().expect("a digest");
         let contact = Contact { peer: identity.peer(), address: listen };
-        let story = Arc::new(Story::new(lie, digest, content.into(), &identity, contact));
+        let story = Arc::new(Story::new(lie, (digest, &truth.bytes), content.into(), &identity, contact));
         assert!(dht.provide(secret.blob_key(&digest)), "the liar can announce the blob");
         for node in nodes {
             plane.dial(*node);
@@ -108,19 +110,18 @@ impl Drop for Liar {
 }
 
 impl Story {
-    fn new(lie: Lie, digest: Digest, content: Bytes, identity: &Identity, contact: Contact) -> Self {
+    fn new(lie: Lie, (digest, truth): (Digest, &Bytes), content: Bytes, identity: &Identity, contact: Contact) -> Self {
         let layout = Layout::new(content.len() as u64).expect("a size that blobs have");
+        // Without signed states nobody asks for a chunk: but for its own chain the liar tells the true one.
+        let states = chain_of(layout, if lie == Lie::Chain { &content } else { truth });
         let mut segments = Vec::new();
-        if lie == Lie::Chain {
-            let states = chain_of(layout, &content);
-            let mut from = 0;
-            while from + 1 < states.len() || segments.is_empty() {
-                let end = states.len().min(from + SEGMENT_STATES_MAX);
-                let (part, first) = (states[from..end].to_vec(), ChunkIndex(from as u32));
-                let signature = identity.sign(&Segment::signed_bytes(&digest, layout.size(), first, &part));
-                segments.push(Segment { author: identity.peer(), from: first, states: part, signature });
-                from = end - 1;
-            }
+        let mut from = 0;
+        while from + 1 < states.len() || segments.is_empty() {
+            let end = states.len().min(from + SEGMENT_STATES_MAX);
+            let (part, first) = (states[from..end].to_vec(), ChunkIndex(from as u32));
+            let signature = identity.sign(&Segment::signed_bytes(&digest, layout.size(), first, &part));
+            segments.push(Segment { author: identity.peer(), from: first, states: part, signature });
+            from = end - 1;
         }
         Self { lie, digest, layout, content, segments, contact, asked: AtomicU32::new(0) }
     }

@@ -323,7 +323,7 @@ impl Fetch {
         let alone = self.progressed + (limits.stall_timeout + pull_time * PULL_PATIENCE).mul_f64(self.calm);
         // While a tracker says that somebody is at it, there is no use in going to the origin too, up to a point.
         let assured = self.tracking.assured().map(|at| at + limits.stall_timeout / 2);
-        let assured = assured.map(|at| at.min(self.progressed + limits.stall_timeout * 5));
+        let assured = assured.map(|at| at.min(self.progressed + limits.stall_timeout * 2));
         assured.map_or(alone, |assured| assured.max(alone))
     }
 

@@ -158,3 +158,14 @@ fn members_that_fall_silent_are_forgotten() {
     rig.wait(Limits::default().complete_timeout);
     assert!(rig.tracker.is_empty() && rig.tracker.deadline().is_none());
 }
+
+#[test]
+fn a_node_that_a_complete_member_is_of_no_use_to_gets_the_lease() {
+    let mut rig = Rig::new();
+    rig.join(1, join(Standing::Complete));
+    assert_eq!(rig.answer(2, join(Standing::Starved)).0, None);
+    rig.now = rig.now + Limits::default().starved_patience / 2;
+    assert_eq!(rig.answer(2, join(Standing::Starved)).0, None);
+    rig.now = rig.now + Limits::default().starved_patience / 2;
+    assert!(rig.answer(2, join(Standing::Starved)).0.is_some());
+}
