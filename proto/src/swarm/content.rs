@@ -40,6 +40,8 @@ pub(super) struct Content {
     /// How many peers have each chunk.
     pub(super) rarity: Vec<u16>,
     pub(super) pulls: BTreeMap<PullId, Pull>,
+    /// Whether any pull was good: until then, slow and silent peers look alike.
+    pub(super) supplied: bool,
     /// Moving average of how long a good pull takes.
     pub(super) pull_time: Duration,
     pub(super) releases: Releases,
@@ -76,6 +78,7 @@ impl Content {
             busy: ChunkSet::empty(count),
             rarity: vec![0; count as usize],
             pulls: BTreeMap::new(),
+            supplied: false,
             pull_time: Duration::ZERO,
             releases: Releases::default(),
             untold: Vec::new(),
@@ -128,6 +131,7 @@ impl Content {
     }
 
     pub(super) fn note_time(&mut self, took: Duration) {
+        self.supplied = true;
         self.pull_time = if self.pull_time.is_zero() { took } else { (self.pull_time * 7 + took) / 8 };
     }
 

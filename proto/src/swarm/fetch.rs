@@ -319,11 +319,12 @@ impl Fetch {
 
     /// When no progress becomes too much; where chunks take long, later.
     fn stall_end(&self, limits: &Limits) -> Time {
-        let pull_time = self.content.as_ref().map_or(Duration::ZERO, |content| content.pull_time);
+        let content = self.content.as_ref().filter(|content| content.supplied);
+        let pull_time = content.map_or(Duration::ZERO, |content| content.pull_time);
         let alone = self.progressed + (limits.stall_timeout + pull_time * PULL_PATIENCE).mul_f64(self.calm);
         // While a tracker says that somebody is at it, there is no use in going to the origin too, up to a point.
         let assured = self.tracking.assured().map(|at| at + limits.stall_timeout / 2);
-        let assured = assured.map(|at| at.min(self.progressed + limits.stall_timeout * 2));
+        let assured = assured.map(|at| at.min(self.progressed + limits.stall_timeout * 3));
         assured.map_or(alone, |assured| assured.max(alone))
     }
 
