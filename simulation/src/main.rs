@@ -33,7 +33,6 @@ enum Command {
     Plans,
 }
 
-#[expect(clippy::disallowed_methods, reason = "how long a run took is the one thing that a clock must tell")]
 fn run(name: &str, seed: Option<u64>, settings: &[String]) -> Result<Report, PlanError> {
     let mut plan = Plan::load(name, settings)?;
     plan.seed = seed.unwrap_or(plan.seed);

@@ -49,14 +49,14 @@ pub enum Input {
         /// Which.
         digest: Digest,
     },
-    /// The DHT's answer to [`Output::Locate`]: the nodes closest to the digest, closest first; this node may be among them.
+    /// The DHT's answer to [`Output::Locate`](super::Output::Locate): the nodes closest to the digest, closest first; this node may be among them.
     Located {
         /// Which blob.
         digest: Digest,
         /// Its trackers.
         trackers: Vec<Contact>,
     },
-    /// The DHT's other answer to [`Output::Locate`]: nodes that announced the whole blob. Comes once, perhaps empty.
+    /// The DHT's other answer to [`Output::Locate`](super::Output::Locate): nodes that announced the whole blob. Comes once, perhaps empty.
     Holders {
         /// Which blob.
         digest: Digest,
@@ -161,14 +161,14 @@ pub enum Input {
         /// Which reader.
         reader: ReaderId,
     },
-    /// The answer to [`Output::Proven`]: the blob lies in the store under its digest.
+    /// The answer to [`Output::Proven`](super::Output::Proven): the blob lies in the store under its digest.
     Sealed {
         /// Which blob.
         digest: Digest,
         /// Its whole chain, signed by this node.
         segments: Vec<Segment>,
     },
-    /// Time has passed; due when [`Swarm::deadline`] says.
+    /// Time has passed; due when [`Swarm::deadline`](super::Swarm::deadline) says.
     Elapsed,
 }
 

@@ -35,7 +35,8 @@ pub enum Output {
         /// Which blob.
         digest: Digest,
     },
-    /// Connect to a peer; answered by [`Input::Connected`] or [`Input::Disconnected`].
+    /// Connect to a peer; answered by [`Input::Connected`](super::Input::Connected) or
+    /// [`Input::Disconnected`](super::Input::Disconnected).
     Dial {
         /// To whom.
         contact: Contact,
