@@ -117,6 +117,19 @@ impl Content {
         }
     }
 
+    /// The last chunk, if a peer has it, it can be verified, and it is neither here nor on its way.
+    pub(super) fn last_wanted(&self, theirs: &ChunkSet) -> Option<ChunkIndex> {
+        let last = self.layout().last();
+        let open = theirs.contains(last) && !self.have.contains(last) && !self.busy.contains(last);
+        (open && self.chain.is_whole()).then_some(last)
+    }
+
+    /// Who signed the state in front of a chunk.
+    pub(super) fn author_of(&self, chunk: ChunkIndex) -> Option<PeerId> {
+        let covers = |segment: &&Segment| segment.from < chunk && chunk <= segment.end();
+        self.segments.iter().find(covers).map(|segment| segment.author)
+    }
+
     pub(super) fn missing(&self) -> u32 {
         self.layout().count() - self.have.len()
     }

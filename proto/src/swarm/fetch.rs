@@ -301,12 +301,29 @@ impl Fetch {
             return;
         }
         self.solo = true;
+        let authors = self.segments().iter().map(|segment| segment.author).filter(|author| *author != cx.me);
+        let authors: Vec<PeerId> = authors.collect();
+        self.banned.extend(authors);
+        self.begin_anew(cx);
+        self.lease = Some(Lease::own());
+    }
+
+    /// A peer is caught by its own word: its states and itself are left out, and the others are asked anew.
+    pub(super) fn convict(&mut self, cx: &mut Context<'_>, liar: PeerId) {
+        cx.out.push(Output::Report(Event::Disputed { digest: self.digest }));
+        self.banned.insert(liar);
+        self.begin_anew(cx);
+        // It may have been the tracker too, and have hidden the honest.
+        self.tracking.start(cx, self.digest);
+    }
+
+    /// Drops all that rests on a false claim.
+    fn begin_anew(&mut self, cx: &mut Context<'_>) {
         self.stop_origin(cx);
         let Some(content) = self.content.take() else { return };
         for id in content.pulls.keys() {
             cx.out.push(Output::CancelPull { pull: *id });
         }
-        self.banned.extend(content.segments.iter().map(|segment| segment.author).filter(|author| *author != cx.me));
         for (peer, remote) in std::mem::take(&mut self.remotes) {
             if remote.subscribed {
                 cx.send(peer, Message::Unsubscribe { digest: self.digest });
@@ -314,7 +331,6 @@ impl Fetch {
         }
         cx.out.push(Output::Discard { digest: self.digest });
         self.progressed = cx.now;
-        self.lease = Some(Lease::own());
     }
 
     /// When no progress becomes too much; where chunks take long, later.

@@ -83,7 +83,7 @@ impl Fetch {
     /// Makes a peer a neighbour, if there is room.
     pub(super) fn meet(&mut self, cx: &mut Context<'_>, contact: Contact) {
         let peer = contact.peer;
-        if peer == cx.me || self.solo || !self.is_fetching() {
+        if peer == cx.me || self.solo || !self.is_fetching() || self.banned.contains(&peer) {
             return;
         }
         let room = self.remotes.values().filter(|remote| remote.subscribed).count() < cx.limits.neighbours_max;
@@ -156,7 +156,7 @@ impl Fetch {
             cx.send(peer, Message::Unknown { digest: self.digest });
             return;
         }
-        let back = self.is_fetching() && !self.solo;
+        let back = self.is_fetching() && !self.solo && !self.banned.contains(&peer);
         let known = self.remotes.get(&peer).is_some_and(|remote| remote.subscriber);
         let remote = self.remotes.entry(peer).or_default();
         remote.subscriber = true;
@@ -192,7 +192,7 @@ impl Fetch {
     /// A peer tells what it has. The size it names is nobody's signed word: it counts only once a segment or the origin
     /// says the same, except for blobs of one chunk, which have no states to sign and are small.
     fn they_have(&mut self, cx: &mut Context<'_>, peer: PeerId, size: u64, chunks: ChunkSet) {
-        if !self.remotes.contains_key(&peer) || self.solo {
+        if !self.remotes.contains_key(&peer) || self.solo || self.banned.contains(&peer) {
             return;
         }
         let single = Layout::new(size).is_some_and(|layout| layout.count() == 1);

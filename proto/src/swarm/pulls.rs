@@ -78,6 +78,11 @@ impl Fetch {
     pub(super) fn corrupt(&mut self, cx: &mut Context<'_>, pull: Pull) {
         cx.out.push(Output::Report(Event::CorruptChunk { peer: pull.peer, digest: self.digest, chunk: pull.chunk }));
         let Some(content) = &mut self.content else { return };
+        if pull.chunk == content.layout().last() && content.author_of(pull.chunk) == Some(pull.peer) {
+            // The end of its own signed states does not lead to the digest. Elsewhere its disk may have rotted.
+            self.convict(cx, pull.peer);
+            return;
+        }
         let first = *content.corrupt.entry(pull.chunk).or_insert(pull.peer);
         if first == pull.peer {
             self.unlist(pull.peer, pull.chunk);
@@ -169,6 +174,10 @@ fn choose(
     cx: &mut Context<'_>,
 ) -> Option<ChunkIndex> {
     let theirs = remote.have.as_ref()?;
+    // The last link ends in the digest itself: it shows a false claim before much rests on it.
+    if let Some(last) = content.last_wanted(theirs) {
+        return Some(last);
+    }
     let pulled = content.pulls.values().filter(|pull| urgent.contains(&pull.chunk)).count();
     if pulled < cx.limits.urgent_pulls_max
         && let Some(chunk) = content.wanted(theirs).find(|chunk| urgent.contains(chunk))

@@ -119,6 +119,7 @@ impl Tracking {
 
 impl Fetch {
     pub(super) fn located(&mut self, cx: &mut Context<'_>, mut trackers: Vec<Contact>) {
+        trackers.retain(|contact| !self.banned.contains(&contact.peer));
         trackers.truncate(cx.limits.trackers_max);
         if !self.is_fetching() {
             if self.tracking.state == State::Completing {
