@@ -11,6 +11,10 @@ pub struct Limits {
     pub remotes_max: usize,
     /// Chunks asked for and not yet answered, in one fetch; as many more if they are fresh from the origin.
     pub pulls_max: usize,
+    /// Chunks asked for and not yet answered, over all fetches.
+    pub node_pulls_max: usize,
+    /// Bytes asked for and not yet answered, over all fetches; they lie in memory until they are verified.
+    pub pull_bytes_max: u64,
     /// The same, of one peer where others can be asked too.
     pub pulls_per_peer_max: usize,
     /// Chunks being uploaded at once, over all blobs. Not fewer than `pulls_max`: where each receiver shares its downlink
@@ -34,8 +38,16 @@ pub struct Limits {
     pub endgame_chunks: u32,
     /// Shortest time after which an unanswered pull is given up.
     pub pull_timeout_min: Duration,
+    /// The same, as long as no pull of the fetch was good, so that nothing is known about how long they take.
+    pub pull_timeout_first: Duration,
     /// Longest gap between getting a chunk and telling subscribers, so that several go in one message.
     pub got_delay: Duration,
+    /// The same for chunks that many peers have already.
+    pub got_delay_common: Duration,
+    /// Shortest time between two signatures for states of one blob, unless many states wait.
+    pub sign_delay: Duration,
+    /// So many states are signed at once without waiting.
+    pub sign_states: usize,
     /// Failures of one peer in one fetch before it is not asked again.
     pub strikes_max: u8,
     /// How long to wait for a tracker's answer before the next one is asked.
@@ -60,6 +72,8 @@ pub struct Limits {
     pub origin_tries: u8,
     /// Pause before the second try; doubles each time, with jitter.
     pub origin_backoff: Duration,
+    /// An origin that asks to be left alone for longer is asked again after this.
+    pub retry_after_max: Duration,
     /// How long a complete blob stays in the machine after its last use.
     pub held_idle: Duration,
     /// Blobs in the machine; wishes beyond fail at once.
@@ -84,6 +98,8 @@ impl Default for Limits {
             neighbours_max: 20,
             remotes_max: 60,
             pulls_max: 12,
+            node_pulls_max: 32,
+            pull_bytes_max: 48 << 20,
             pulls_per_peer_max: 2,
             uploads_max: 12,
             asks_waiting_max: 2,
@@ -94,8 +110,12 @@ impl Default for Limits {
             urgent_chunks: 4,
             urgent_pulls_max: 1,
             endgame_chunks: 6,
-            pull_timeout_min: Duration::from_secs(2),
+            pull_timeout_min: Duration::from_millis(400),
+            pull_timeout_first: Duration::from_secs(2),
             got_delay: Duration::from_millis(4),
+            got_delay_common: Duration::from_millis(30),
+            sign_delay: Duration::from_millis(10),
+            sign_states: 16,
             strikes_max: 4,
             join_timeout: Duration::from_millis(800),
             trackers_max: 3,
@@ -108,6 +128,7 @@ impl Default for Limits {
             stall_timeout: Duration::from_secs(12),
             origin_tries: 4,
             origin_backoff: Duration::from_millis(200),
+            retry_after_max: Duration::from_secs(30),
             held_idle: Duration::from_secs(60),
             fetches_max: 4096,
             sample: 20,
@@ -130,6 +151,8 @@ impl Limits {
             (self.neighbours_max >= 1, "neighbours_max >= 1"),
             (self.remotes_max >= self.neighbours_max, "remotes_max >= neighbours_max"),
             (self.pulls_max >= 1 && self.pulls_per_peer_max >= 1, "at least one pull"),
+            (self.got_delay_common >= self.got_delay, "got_delay_common >= got_delay"),
+            (self.sign_states >= 2, "sign_states >= 2"),
             (self.uploads_max >= self.pulls_max, "uploads_max >= pulls_max"),
             (self.releases_max >= self.releases_per_peer_max, "releases_max >= releases_per_peer_max"),
             (self.lease_timeout >= self.lease_heartbeat * 3, "lease_timeout >= 3 lease_heartbeat"),

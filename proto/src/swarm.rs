@@ -15,41 +15,47 @@
 //! Inputs are facts and outputs are orders. `handle` cannot fail and never waits. A chunk's bytes never come in here:
 //! [`Output::Pull`] means fetch, verify against `expected` and store, and its answer is one [`Verdict`].
 
+mod connections;
 mod content;
 mod fetch;
 mod input;
 mod lease;
+mod near;
 mod neighbour;
 mod output;
+mod peers;
 mod pick;
 mod pulls;
 mod release;
 mod serve;
+mod sign;
 #[cfg(test)]
 mod tests;
 mod track;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
-use rand::SeedableRng;
+use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 
 use self::{
     fetch::Fetch,
+    near::Near,
     serve::{Upload, Uploads},
 };
 pub use self::{
     input::{AskId, Input, OriginFailure, PullId, ReaderId, Restored, RunId, Verdict},
-    output::{Event, FetchError, FetchView, Output, Timer},
+    output::{Event, FetchError, FetchView, Output},
 };
 use crate::{
     claim::Segment,
     digest::Digest,
     limits::Limits,
-    peer::{Contact, PeerId},
+    peer::{Contact, PeerId, Place},
     time::Time,
     wire::Message,
 };
@@ -58,21 +64,30 @@ use crate::{
 #[derive(Debug)]
 pub struct Swarm {
     me: PeerId,
+    place: Place,
     limits: Limits,
     rng: Pcg64Mcg,
     fetches: BTreeMap<Digest, Fetch>,
     links: Links,
     uploads: Uploads,
     ids: u64,
+    /// When time must pass next, or earlier.
+    wake: Option<Time>,
 }
 
 /// Connections of the node, as far as the machine needs them.
 #[derive(Debug, Default)]
 struct Links {
-    up: BTreeSet<PeerId>,
+    up: BTreeMap<PeerId, Place>,
     dialing: BTreeSet<PeerId>,
     /// Trackers that did not answer, and when.
     silent: BTreeMap<PeerId, Time>,
+    /// Pulls that are out, over all fetches.
+    pulls: usize,
+    /// Their bytes.
+    pull_bytes: u64,
+    /// Fetches that would ask for more if those were fewer.
+    crowded: BTreeSet<Digest>,
 }
 
 /// How long a tracker that did not answer is asked last.
@@ -82,6 +97,7 @@ const SILENCE: Duration = Duration::from_secs(10);
 struct Context<'a> {
     now: Time,
     me: PeerId,
+    place: Place,
     limits: &'a Limits,
     rng: &'a mut Pcg64Mcg,
     links: &'a mut Links,
@@ -100,7 +116,12 @@ impl Context<'_> {
     }
 
     fn is_up(&self, peer: PeerId) -> bool {
-        peer == self.me || self.links.up.contains(&peer)
+        peer == self.me || self.links.up.contains_key(&peer)
+    }
+
+    /// How near a connected peer is.
+    fn near(&self, peer: PeerId) -> Near {
+        self.links.up.get(&peer).map_or(Near::Zone, |place| Near::of(self.place, *place))
     }
 
     fn note_silent(&mut self, peer: PeerId) {
@@ -128,15 +149,17 @@ impl Context<'_> {
 impl Swarm {
     /// A swarm without fetches.
     #[must_use]
-    pub fn new(me: PeerId, limits: Limits, seed: u64) -> Self {
+    pub fn new(me: PeerId, place: Place, limits: Limits, seed: u64) -> Self {
         Self {
             me,
+            place,
             limits,
             rng: Pcg64Mcg::seed_from_u64(seed),
             fetches: BTreeMap::new(),
             links: Links::default(),
             uploads: Uploads::default(),
             ids: 0,
+            wake: None,
         }
     }
 
@@ -144,15 +167,10 @@ impl Swarm {
     pub fn handle(&mut self, now: Time, input: Input, out: &mut Vec<Output>) {
         match input {
             Input::Wanted { digest, restored } => self.wanted(now, digest, restored, out),
-            Input::Held { digest, size, segments } => {
-                let (fetches, ..) = self.parts(now, out);
-                if let Some(fetch) = Fetch::held(digest, size, segments, now) {
-                    fetches.entry(digest).or_insert(fetch);
-                }
-            }
-            Input::Connected { peer } => {
+            Input::Held { digest, size, segments } => self.held(now, digest, size, segments),
+            Input::Connected { peer, place } => {
                 self.links.dialing.remove(&peer);
-                self.links.up.insert(peer);
+                self.links.up.insert(peer, place);
                 self.each(now, out, |fetch, cx| fetch.connected(cx, peer));
             }
             Input::Disconnected { peer } => {
@@ -167,42 +185,85 @@ impl Swarm {
                 uploads.asked(&mut cx, ask, Upload { peer, digest, chunk }, available);
             }
             Input::Served { ask } => {
-                let (fetches, uploads, mut cx) = self.parts(now, out);
-                if let Some(done) = uploads.served(&mut cx, ask)
-                    && let Some(fetch) = fetches.get_mut(&done.digest)
-                {
-                    fetch.uploaded(&mut cx, done.peer, done.chunk);
+                let (_, uploads, mut cx) = self.parts(now, out);
+                if let Some(done) = uploads.served(&mut cx, ask) {
+                    self.one(now, &done.digest, out, |fetch, cx| fetch.uploaded(cx, done.peer, done.chunk));
                 }
             }
-            Input::Elapsed => {
-                self.each(now, out, Fetch::elapsed);
-                let idle = self.limits.held_idle;
-                self.fetches.retain(|_, fetch| !fetch.is_idle(now, idle));
-            }
+            Input::Elapsed => self.elapsed(now, out),
             Input::Forgotten { digest } => self.forget(now, digest, out),
+            Input::Pulled { digest, .. }
+            | Input::OriginProgress { digest, .. }
+            | Input::Reading { digest, .. }
+            | Input::ReaderLeft { digest, .. } => self.one(now, &digest, out, |fetch, cx| fetch.handle(cx, input)),
             Input::Located { digest, .. }
             | Input::Holders { digest, .. }
-            | Input::Pulled { digest, .. }
             | Input::OriginOpened { digest, .. }
-            | Input::OriginProgress { digest, .. }
             | Input::OriginChunk { digest, .. }
             | Input::OriginEnded { digest, .. }
-            | Input::Reading { digest, .. }
-            | Input::ReaderLeft { digest, .. }
-            | Input::Sealed { digest, .. } => {
-                let (fetches, _, mut cx) = self.parts(now, out);
-                if let Some(fetch) = fetches.get_mut(&digest) {
-                    fetch.handle(&mut cx, input);
-                }
-                self.bury(&digest);
+            | Input::Hashed { digest, .. }
+            | Input::Signed { digest, .. }
+            | Input::Sealed { digest, .. } => self.one(now, &digest, out, |fetch, cx| {
+                fetch.handle(cx, input);
+                fetch.rearm(cx);
+            }),
+        }
+        self.relieve(now, out);
+    }
+
+    /// Lets one fetch act; takes it out if that was its end.
+    fn one(
+        &mut self,
+        now: Time,
+        digest: &Digest,
+        out: &mut Vec<Output>,
+        act: impl FnOnce(&mut Fetch, &mut Context<'_>),
+    ) {
+        let (fetches, _, mut cx) = self.parts(now, out);
+        let Some(fetch) = fetches.get_mut(digest) else { return };
+        act(fetch, &mut cx);
+        let (failed, due) = (fetch.is_failed(), fetch.deadline());
+        if failed {
+            fetches.remove(digest);
+        }
+        self.arm(due);
+    }
+
+    fn arm(&mut self, due: Option<Time>) {
+        self.wake = self.wake.into_iter().chain(due).min();
+    }
+
+    /// Lets the fetches whose time has come act.
+    fn elapsed(&mut self, now: Time, out: &mut Vec<Output>) {
+        if self.wake.is_none_or(|wake| wake > now) {
+            return;
+        }
+        let idle = self.limits.held_idle;
+        let (fetches, _, mut cx) = self.parts(now, out);
+        for fetch in fetches.values_mut().filter(|fetch| fetch.deadline().is_some_and(|due| due <= now)) {
+            fetch.elapsed(&mut cx);
+        }
+        fetches.retain(|_, fetch| !fetch.is_idle(now, idle));
+        self.wake = self.fetches.values().filter_map(Fetch::deadline).min();
+    }
+
+    /// Lets fetches that had to wait for others' pulls ask for more, from a random one on, so that none starves.
+    fn relieve(&mut self, now: Time, out: &mut Vec<Output>) {
+        while self.links.pulls < self.limits.node_pulls_max && !self.links.crowded.is_empty() {
+            let at = self.rng.random_range(0..self.links.crowded.len());
+            let Some(digest) = self.links.crowded.iter().nth(at).copied() else { return };
+            self.links.crowded.remove(&digest);
+            self.one(now, &digest, out, |fetch, cx| fetch.advance(cx));
+            if self.links.crowded.contains(&digest) {
+                return;
             }
         }
     }
 
-    /// When [`Input::Elapsed`] is due next, and what for.
+    /// When [`Input::Elapsed`] is due next, or earlier.
     #[must_use]
-    pub fn deadline(&self) -> Option<(Time, Timer)> {
-        self.fetches.values().filter_map(|fetch| fetch.deadline(&self.limits)).min()
+    pub const fn deadline(&self) -> Option<Time> {
+        self.wake
     }
 
     /// Whether the machine knows the blob, so that peers' messages about it mean something.
@@ -230,7 +291,7 @@ impl Swarm {
 
     /// All signed states of a blob, for keeping beside its bytes.
     #[must_use]
-    pub fn segments(&self, digest: &Digest) -> &[Segment] {
+    pub fn segments(&self, digest: &Digest) -> &[Arc<Segment>] {
         self.fetches.get(digest).map_or(&[], Fetch::segments)
     }
 
@@ -239,16 +300,26 @@ impl Swarm {
         now: Time,
         out: &'a mut Vec<Output>,
     ) -> (&'a mut BTreeMap<Digest, Fetch>, &'a mut Uploads, Context<'a>) {
-        let Self { me, limits, rng, fetches, links, uploads, ids } = self;
-        (fetches, uploads, Context { now, me: *me, limits, rng, links, ids, out })
+        let Self { me, place, limits, rng, fetches, links, uploads, ids, wake: _ } = self;
+        (fetches, uploads, Context { now, me: *me, place: *place, limits, rng, links, ids, out })
     }
 
     fn each(&mut self, now: Time, out: &mut Vec<Output>, mut act: impl FnMut(&mut Fetch, &mut Context<'_>)) {
         let (fetches, _, mut cx) = self.parts(now, out);
         for fetch in fetches.values_mut() {
             act(fetch, &mut cx);
+            fetch.rearm(&cx);
         }
-        self.fetches.retain(|_, fetch| !fetch.is_failed());
+        fetches.retain(|_, fetch| !fetch.is_failed());
+        let due = self.fetches.values().filter_map(Fetch::deadline).min();
+        self.arm(due);
+    }
+
+    fn held(&mut self, now: Time, digest: Digest, size: u64, segments: Vec<Arc<Segment>>) {
+        if let Some(fetch) = Fetch::held(digest, size, segments, now) {
+            let due = self.fetches.entry(digest).or_insert(fetch).deadline();
+            self.arm(due);
+        }
     }
 
     fn wanted(&mut self, now: Time, digest: Digest, restored: Option<Restored>, out: &mut Vec<Output>) {
@@ -259,10 +330,11 @@ impl Swarm {
             out.push(Output::Failed { digest, why: FetchError::Limit });
             return;
         }
-        let (fetches, _, mut cx) = self.parts(now, out);
-        let fetch = fetches.entry(digest).or_insert_with(|| Fetch::new(digest, now));
-        fetch.start(&mut cx, restored);
-        self.bury(&digest);
+        self.fetches.insert(digest, Fetch::new(digest, now));
+        self.one(now, &digest, out, |fetch, cx| {
+            fetch.start(cx, restored);
+            fetch.rearm(cx);
+        });
     }
 
     fn received(&mut self, now: Time, peer: PeerId, message: Message, out: &mut Vec<Output>) {
@@ -275,31 +347,29 @@ impl Swarm {
             | Message::Have { digest, .. }
             | Message::Got { digest, .. }
             | Message::Fresh { digest, .. }
+            | Message::Peers { digest, .. }
             | Message::Segment { digest, .. }
             | Message::Unknown { digest } => *digest,
             // For the tracker.
             Message::Join(_) | Message::Leave { .. } => return,
         };
-        let (fetches, _, mut cx) = self.parts(now, out);
-        match (fetches.get_mut(&digest), message) {
-            (Some(fetch), message) => fetch.received(&mut cx, peer, message),
-            (None, Message::Subscribe { digest, .. }) => cx.send(peer, Message::Unknown { digest }),
-            (None, _) => {}
+        if self.fetches.contains_key(&digest) {
+            let often = matches!(message, Message::Got { .. });
+            self.one(now, &digest, out, |fetch, cx| {
+                fetch.received(cx, peer, message);
+                if !often {
+                    fetch.rearm(cx);
+                }
+            });
+        } else if let Message::Subscribe { .. } = message {
+            out.push(Output::Send { peer, message: Message::Unknown { digest } });
         }
-        self.bury(&digest);
     }
 
     fn forget(&mut self, now: Time, digest: Digest, out: &mut Vec<Output>) {
         let (fetches, _, mut cx) = self.parts(now, out);
         if let Some(mut fetch) = fetches.remove(&digest) {
             fetch.leave(&mut cx);
-        }
-    }
-
-    /// Takes out a fetch that has failed.
-    fn bury(&mut self, digest: &Digest) {
-        if self.fetches.get(digest).is_some_and(Fetch::is_failed) {
-            self.fetches.remove(digest);
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::{
     limits::Limits,
     peer::{Contact, PeerId},
     time::Time,
-    wire::{Epoch, Join, Message, Standing},
+    wire::{Epoch, Grant, Held, Join, Message, Scope, Standing},
 };
 
 /// The tracker of a node.
@@ -179,7 +179,7 @@ impl Tracker {
         }
         let served = tracked.lease.as_ref().is_some_and(|lease| lease.holder != peer) || tracked.is_held();
         let peers = sample(&mut self.rng, tracked, peer, self.limits.sample);
-        out.push(Send { peer, message: Message::Joined { digest: join.digest, peers, lease, served } });
+        out.push(Send { peer, message: Message::Joined { digest: join.digest, peers, lease: lease.map(origin), served } });
     }
 
     fn remove(&mut self, now: Time, digest: &Digest, peer: PeerId, out: &mut Vec<Send>) {
@@ -206,7 +206,7 @@ impl Tracker {
         self.epochs += 1;
         let epoch = tracked.grant(now, peer, Epoch(self.epochs));
         let peers = sample(&mut self.rng, tracked, peer, self.limits.sample);
-        out.push(Send { peer, message: Message::Joined { digest, peers, lease: Some(epoch), served: false } });
+        out.push(Send { peer, message: Message::Joined { digest, peers, lease: Some(origin(epoch)), served: false } });
     }
 
     fn expire(&mut self, now: Time, out: &mut Vec<Send>) {
@@ -257,7 +257,7 @@ impl Tracked {
         let done = matches!(join.standing, Standing::Complete | Standing::Shut);
         match (&mut self.lease, join.lease) {
             (Some(lease), _) if lease.holder == peer && done => self.lease = None,
-            (Some(lease), Some((_, bytes))) if lease.holder == peer => {
+            (Some(lease), Some(Held { bytes, .. })) if lease.holder == peer => {
                 lease.heard = now;
                 if lease.progress != (join.have, bytes) {
                     lease.progress = (join.have, bytes);
@@ -265,10 +265,10 @@ impl Tracked {
                 }
             }
             // Two trackers gave the lease to two nodes. The smaller id keeps it, so that all trackers decide alike.
-            (Some(lease), Some((epoch, _))) if lease.holder < peer || done => {
+            (Some(lease), Some(Held { epoch, .. })) if lease.holder < peer || done => {
                 out.push(Send { peer, message: Message::Revoked { digest: join.digest, epoch } });
             }
-            (known, Some((epoch, bytes))) if !done => {
+            (known, Some(Held { epoch, bytes, .. })) if !done => {
                 let lease = Lease { holder: peer, epoch, heard: now, progress: (join.have, bytes), progressed: now };
                 if let Some(old) = known.replace(lease) {
                     let message = Message::Revoked { digest: join.digest, epoch: old.epoch };
@@ -278,6 +278,10 @@ impl Tracked {
             (_, None | Some(_)) => {}
         }
     }
+}
+
+const fn origin(epoch: Epoch) -> Grant {
+    Grant { epoch, scope: Scope::Origin }
 }
 
 const fn may_hold(standing: Standing) -> bool {

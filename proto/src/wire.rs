@@ -5,6 +5,8 @@
 
 mod codec;
 
+use std::sync::Arc;
+
 use bincode::{Decode, Encode};
 
 pub use self::codec::{
@@ -15,11 +17,11 @@ use crate::{
     chunk::{ChunkIndex, ChunkSet},
     claim::Segment,
     digest::Digest,
-    peer::Contact,
+    peer::{Contact, Place},
 };
 
 /// Version of this page; peers of another version are refused at the handshake.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Largest frame body, in bytes.
 pub const FRAME_BYTES_MAX: usize = 64 * 1024;
 /// Most states in one segment message.
@@ -40,16 +42,16 @@ pub enum Message {
         digest: Digest,
         /// A random sample of the others.
         peers: Vec<Contact>,
-        /// The origin lease, if it is the receiver's.
-        lease: Option<Epoch>,
+        /// The lease, if it is the receiver's.
+        lease: Option<Grant>,
         /// Whether somebody (else) holds the lease or the whole blob, so that waiting makes sense.
         served: bool,
     },
-    /// From a tracker: the lease is not yours any more.
+    /// From a tracker: finish the chunk that is on its way, then give the lease back with the next [`Message::Join`].
     Revoked {
         /// Which blob.
         digest: Digest,
-        /// The lease that ended.
+        /// The lease that ends.
         epoch: Epoch,
     },
     /// To a tracker: I neither want nor have this blob any more.
@@ -92,12 +94,19 @@ pub enum Message {
         /// Bytes in it.
         size: u64,
         /// The signed states.
-        segment: Segment,
+        segment: Arc<Segment>,
     },
     /// To a subscriber: I have nothing of this blob (yet).
     Unknown {
         /// Which blob.
         digest: Digest,
+    },
+    /// To a peer that was told to ask others: who else may have what it asks for.
+    Peers {
+        /// Which blob.
+        digest: Digest,
+        /// Some of the sender's peers.
+        peers: Vec<Contact>,
     },
     /// To a subscriber: chunks from the origin that it alone is shown for now. All others wait until it has them, so it
     /// takes them first.
@@ -118,8 +127,39 @@ pub struct Join {
     pub have: u32,
     /// How the sender stands to the blob.
     pub standing: Standing,
-    /// The lease that the sender holds, and the bytes that came in from the origin under it so far.
-    pub lease: Option<(Epoch, u64)>,
+    /// Where the sender stands in the cluster.
+    pub place: Place,
+    /// The lease that the sender holds.
+    pub lease: Option<Held>,
+}
+
+/// A lease as its holder reports it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub struct Held {
+    /// Which lease.
+    pub epoch: Epoch,
+    /// What it is for.
+    pub scope: Scope,
+    /// Bytes that came in under it so far.
+    pub bytes: u64,
+}
+
+/// A lease as a tracker gives it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub struct Grant {
+    /// Which lease.
+    pub epoch: Epoch,
+    /// What it is for.
+    pub scope: Scope,
+}
+
+/// What a lease is the right and the duty to fetch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
+pub enum Scope {
+    /// From the origin what no peer has.
+    Origin,
+    /// From other zones what nobody in the holder's own zone has.
+    Zone,
 }
 
 /// How a node stands to a blob.
@@ -146,6 +186,8 @@ pub struct Hello {
     pub version: u16,
     /// HMAC-SHA256 of the TLS exporter and the sender's role under the cluster secret.
     pub proof: [u8; 32],
+    /// Where the sender stands in the cluster.
+    pub place: Place,
 }
 
 /// The only frame of a chunk stream's request side.

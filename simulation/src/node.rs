@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
 };
 
 use shoal_proto::{
@@ -11,7 +12,7 @@ use shoal_proto::{
     claim::{Segment, Signature},
     digest::Digest,
     limits::Limits,
-    peer::{Contact, PeerId},
+    peer::{Contact, PeerId, Place},
     swarm::{FetchError, Swarm},
     time::Time,
     tracker::Tracker,
@@ -85,14 +86,14 @@ impl Blob {
 
     /// One node's word for the states from `from` up to `until`, both included.
     #[must_use]
-    pub fn segment(&self, author: PeerId, from: ChunkIndex, until: ChunkIndex) -> Segment {
+    pub fn segment(&self, author: PeerId, from: ChunkIndex, until: ChunkIndex) -> Arc<Segment> {
         let states = (from.0..=until.0).map(|chunk| self.state(ChunkIndex(chunk))).collect();
-        Segment { author, from, states, signature: Signature([0; 64]) }
+        Arc::new(Segment { author, from, states, signature: Signature([0; 64]) })
     }
 
     /// One node's word for the whole chain.
     #[must_use]
-    pub fn segments(&self, author: PeerId) -> Vec<Segment> {
+    pub fn segments(&self, author: PeerId) -> Vec<Arc<Segment>> {
         let last = self.layout.last();
         let step = SEGMENT_STATES_MAX as u32 - 1;
         let starts = (0..last.0.max(1)).step_by(step as usize);
@@ -106,7 +107,7 @@ impl Node {
         let own = mix(seed, at as u64);
         Self {
             peer,
-            swarm: Swarm::new(peer, limits.clone(), own),
+            swarm: Swarm::new(peer, Place::default(), limits.clone(), own),
             tracker: Tracker::new(limits.clone(), own ^ 1),
             alive: true,
             up: links.0,

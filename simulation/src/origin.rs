@@ -28,6 +28,8 @@ pub struct Stream {
     pub(crate) flow: Option<FlowId>,
     /// Bytes sent.
     pub(crate) bytes: u64,
+    /// Its node does not know the state in front of its first chunk.
+    pub(crate) raw: bool,
 }
 
 impl Origin {
@@ -42,9 +44,10 @@ impl Origin {
         blob: usize,
         from: ChunkIndex,
         until: Option<ChunkIndex>,
+        raw: bool,
     ) {
         self.gets[blob] += 1;
-        self.streams.insert((node, run), Stream { blob, chunk: from, until, flow: None, bytes: 0 });
+        self.streams.insert((node, run), Stream { blob, chunk: from, until, flow: None, bytes: 0, raw });
     }
 
     /// The node that streams, preferably the largest layer.

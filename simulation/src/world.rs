@@ -14,6 +14,7 @@ mod transfer;
 use std::{
     cmp::{Ordering, Reverse},
     collections::{BTreeMap, BinaryHeap},
+    sync::Arc,
     time::Duration,
 };
 
@@ -21,7 +22,9 @@ use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 use shoal_proto::{
     chunk::ChunkIndex,
+    claim::{Segment, Signature},
     digest::Digest,
+    peer::Place,
     swarm::{AskId, Event as Told, Input, Output, PullId, ReaderId, RunId, Verdict},
     time::Time,
     tracker,
@@ -311,7 +314,7 @@ impl World {
         for order in out {
             self.obey(node, order);
         }
-        let due = self.nodes[node].swarm.deadline().map(|(time, _)| time);
+        let due = self.nodes[node].swarm.deadline();
         self.promise(node, 0, due);
     }
 
@@ -378,8 +381,8 @@ impl World {
             Output::PullOrigin { digest, run, from, until, before } => {
                 let blob = self.blob(&digest);
                 self.checks
-                    .rule(before == self.blobs[blob].state(from), || format!("node {node} streams from a false state"));
-                self.origin.request(node, run, blob, from, until);
+                    .rule(before.is_none_or(|before| before == self.blobs[blob].state(from)), || format!("node {node} streams from a false state"));
+                self.origin.request(node, run, blob, from, until, before.is_none());
                 self.push(self.plan.origin_latency.0, Event::Streaming(node, run));
             }
             Output::StopOrigin { run, .. } => self.stop_stream(node, run),
@@ -395,6 +398,12 @@ impl World {
             Output::Discard { .. } => self.checks.rule(false, || format!("node {node} distrusts a true claim")),
             Output::Report(told) => self.told(told),
             Output::Sized { .. } => {}
+            Output::Sign { digest, from, states, .. } => {
+                let author = self.nodes[node].peer;
+                let segment = Arc::new(Segment { author, from, states, signature: Signature([0; 64]) });
+                self.push(Duration::ZERO, Event::Swarm(node, Input::Signed { digest, segment }));
+            }
+            Output::Hash { digest, chunk, before } => self.hash(node, digest, chunk, before),
         }
     }
 
@@ -439,6 +448,7 @@ impl World {
             | Message::Have { .. }
             | Message::Got { .. }
             | Message::Fresh { .. }
+            | Message::Peers { .. }
             | Message::Segment { .. }
             | Message::Unknown { .. } => Event::Swarm(to, Input::Received { peer, message }),
         };
@@ -457,8 +467,8 @@ impl World {
             return;
         }
         self.nodes[to].connected.insert(from);
-        self.swarm(from, Input::Connected { peer: peers.1 });
-        self.swarm(to, Input::Connected { peer: peers.0 });
+        self.swarm(from, Input::Connected { peer: peers.1, place: Place::default() });
+        self.swarm(to, Input::Connected { peer: peers.0, place: Place::default() });
     }
 
     fn arrived(&mut self, node: usize, digest: &Digest, chunk: ChunkIndex) {
@@ -517,6 +527,8 @@ const fn kind(input: &Input) -> u64 {
         | Input::OriginProgress { .. }
         | Input::OriginChunk { .. }
         | Input::OriginEnded { .. }
+        | Input::Hashed { .. }
+        | Input::Signed { .. }
         | Input::Elapsed => 9,
     }
 }
@@ -532,6 +544,7 @@ const fn message_kind(message: &Message) -> &'static str {
         Message::Have { .. } => "have",
         Message::Got { .. } => "got",
         Message::Fresh { .. } => "fresh",
+        Message::Peers { .. } => "peers",
         Message::Segment { .. } => "segment",
         Message::Unknown { .. } => "unknown",
     }

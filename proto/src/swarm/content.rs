@@ -2,10 +2,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
-use super::{PullId, release::Releases};
+use super::{PullId, release::Releases, sign::Signing};
 use crate::{
     chain::Chain,
     chunk::{ChunkIndex, ChunkSet, Layout},
@@ -21,14 +22,24 @@ pub(super) const PULL_PATIENCE: u32 = 6;
 pub(super) const PULL_TIME_AIM: Duration = Duration::from_secs(1);
 /// What pulls are taken to take at most.
 pub(super) const PULL_TIME_MAX: Duration = Duration::from_secs(20);
+/// After so many times what pulls take, one is asked of a second peer too.
+const HEDGE_PATIENCE: u32 = 4;
+/// But not before this.
+const HEDGE_MIN: Duration = Duration::from_millis(20);
 
 /// What is known of a blob whose size is known.
 #[derive(Debug)]
 pub(super) struct Content {
     pub(super) chain: Chain,
     /// The signed states that the chain was made of, in order.
-    pub(super) segments: Vec<Segment>,
+    pub(super) segments: Vec<Arc<Segment>>,
+    /// States that this node computed itself and has to sign.
+    pub(super) signing: Signing,
     pub(super) have: ChunkSet,
+    /// Chunks that were stored unhashed, since the states in front of them are not known. They count as busy.
+    pub(super) raw: ChunkSet,
+    /// The chunk of these that is being hashed.
+    pub(super) hashing: Option<ChunkIndex>,
     /// The peer that brought the last new states.
     pub(super) feeder: Option<PeerId>,
     /// When states were last asked for again.
@@ -39,7 +50,7 @@ pub(super) struct Content {
     pub(super) busy: ChunkSet,
     /// How many peers have each chunk.
     pub(super) rarity: Vec<u16>,
-    pub(super) pulls: BTreeMap<PullId, Pull>,
+    pub(super) pulls: Vec<(PullId, Pull)>,
     /// Whether any pull was good: until then, slow and silent peers look alike.
     pub(super) supplied: bool,
     /// Moving average of how long a good pull takes.
@@ -49,6 +60,8 @@ pub(super) struct Content {
     pub(super) untold: Vec<ChunkIndex>,
     /// When they were last told.
     pub(super) told: Time,
+    /// When they are to be told of `untold`.
+    pub(super) tell_at: Option<Time>,
     /// Who sent a chunk that did not verify, the first time.
     pub(super) corrupt: BTreeMap<ChunkIndex, PeerId>,
 }
@@ -71,18 +84,22 @@ impl Content {
         Self {
             chain,
             segments: Vec::new(),
+            signing: Signing::default(),
             have,
+            raw: ChunkSet::empty(count),
+            hashing: None,
             feeder: None,
             states_asked: Time::ZERO,
             fresh: BTreeSet::new(),
             busy: ChunkSet::empty(count),
             rarity: vec![0; count as usize],
-            pulls: BTreeMap::new(),
+            pulls: Vec::new(),
             supplied: false,
             pull_time: Duration::ZERO,
             releases: Releases::default(),
             untold: Vec::new(),
             told: Time::ZERO,
+            tell_at: None,
             corrupt: BTreeMap::new(),
         }
     }
@@ -100,6 +117,11 @@ impl Content {
     pub(super) fn wanted<'a>(&'a self, theirs: &'a ChunkSet) -> impl Iterator<Item = ChunkIndex> + 'a {
         let end = self.verifiable_end();
         theirs.without(&self.have, &self.busy).take_while(move |chunk| *chunk < end)
+    }
+
+    /// Whether a chunk is lacking, on its way from nobody, and can be verified.
+    pub(super) fn wants(&self, chunk: ChunkIndex) -> bool {
+        chunk < self.verifiable_end() && !self.have.contains(chunk) && !self.busy.contains(chunk)
     }
 
     /// A peer has these chunks.
@@ -126,7 +148,7 @@ impl Content {
 
     /// Who signed the state in front of a chunk.
     pub(super) fn author_of(&self, chunk: ChunkIndex) -> Option<PeerId> {
-        let covers = |segment: &&Segment| segment.from < chunk && chunk <= segment.end();
+        let covers = |segment: &&Arc<Segment>| segment.from < chunk && chunk <= segment.end();
         self.segments.iter().find(covers).map(|segment| segment.author)
     }
 
@@ -136,8 +158,9 @@ impl Content {
 
     /// A chunk is no longer on its way from this pull; it may still be from another.
     pub(super) fn drop_pull(&mut self, pull: PullId) -> Option<Pull> {
-        let dropped = self.pulls.remove(&pull)?;
-        if !self.pulls.values().any(|other| other.chunk == dropped.chunk) {
+        let at = self.pulls.iter().position(|(other, _)| *other == pull)?;
+        let (_, dropped) = self.pulls.swap_remove(at);
+        if !self.pulls.iter().any(|(_, other)| other.chunk == dropped.chunk) {
             self.busy.remove(dropped.chunk);
         }
         Some(dropped)
@@ -145,7 +168,7 @@ impl Content {
 
     pub(super) fn note_time(&mut self, took: Duration) {
         self.supplied = true;
-        self.pull_time = if self.pull_time.is_zero() { took } else { (self.pull_time * 7 + took) / 8 };
+        self.pull_time = average(self.pull_time, took);
     }
 
     /// A pull that was given up may just be slow, and the next ones with it: give them more time.
@@ -153,26 +176,42 @@ impl Content {
         self.pull_time = self.pull_time.max(took).min(PULL_TIME_MAX);
     }
 
-    /// Pulls to have out at once: many hide the way there and back, but where each takes long, they only delay each other.
+    /// Pulls to have out at once: many hide the way there and back, but where each takes long, they only delay each other,
+    /// and large chunks take memory.
     pub(super) fn pulls_max(&self, limits: &Limits) -> usize {
+        let room = (limits.pull_bytes_max / self.layout().chunk_bytes()).max(2) as usize;
+        let most = limits.pulls_max.min(room);
         if self.pull_time <= PULL_TIME_AIM {
-            return limits.pulls_max;
+            return most;
         }
         let share = PULL_TIME_AIM.as_secs_f64() / self.pull_time.as_secs_f64();
-        ((limits.pulls_max as f64 * share) as usize).clamp(2.min(limits.pulls_max), limits.pulls_max)
+        ((most as f64 * share) as usize).clamp(2.min(most), most)
     }
 
     /// When a pull counts as lost.
     pub(super) fn pull_end(&self, pull: &Pull, limits: &Limits) -> Time {
-        pull.started + limits.pull_timeout_min.max(self.pull_time * PULL_PATIENCE)
+        let first = if self.supplied { limits.pull_timeout_min } else { limits.pull_timeout_first };
+        pull.started + first.max(self.pull_time * PULL_PATIENCE)
     }
 
     pub(super) fn in_endgame(&self, limits: &Limits) -> bool {
         self.missing() <= limits.endgame_chunks
     }
 
-    /// When a slow pull of the endgame is asked of a second peer too.
-    pub(super) fn hedge_at(&self, pull: &Pull) -> Time {
-        pull.started + (self.pull_time * 2).max(Duration::from_millis(20))
+    /// When a slow pull is asked of a second peer too: soon where it holds up the end, later in between.
+    pub(super) fn hedge_at(&self, pull: &Pull, limits: &Limits) -> Option<Time> {
+        let patience = if self.in_endgame(limits) { 2 } else { HEDGE_PATIENCE };
+        (self.supplied && !pull.hedged).then(|| pull.started + (self.pull_time * patience).max(HEDGE_MIN))
     }
+
+    /// When something is to be done about a pull.
+    pub(super) fn pull_due(&self, pull: &Pull, limits: &Limits) -> Time {
+        let end = self.pull_end(pull, limits);
+        self.hedge_at(pull, limits).map_or(end, |hedge| hedge.min(end))
+    }
+}
+
+/// A moving average of times; the first one counts in full.
+pub(super) fn average(before: Duration, took: Duration) -> Duration {
+    if before.is_zero() { took } else { (before * 7 + took) / 8 }
 }

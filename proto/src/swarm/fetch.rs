@@ -2,16 +2,19 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
 use rand::RngExt;
 
 use super::{
-    Context, Event, FetchError, FetchView, Input, OriginFailure, Output, ReaderId, Restored, Timer,
+    Context, Event, FetchError, FetchView, Input, OriginFailure, Output, ReaderId, Restored,
     content::{Content, PULL_PATIENCE},
     lease::Lease,
+    near::Duty,
     neighbour::Remote,
+    peers::PeerMap,
     track::Tracking,
 };
 use crate::{
@@ -34,7 +37,9 @@ pub(super) struct Fetch {
     pub(super) sealed: bool,
     /// Known once the size is.
     pub(super) content: Option<Content>,
-    pub(super) remotes: BTreeMap<PeerId, Remote>,
+    pub(super) remotes: PeerMap<Remote>,
+    /// Which chunks this node brings into its rack.
+    pub(super) duty: Duty,
     pub(super) tracking: Tracking,
     pub(super) lease: Option<Lease>,
     /// The origin will not help this node any more.
@@ -50,6 +55,8 @@ pub(super) struct Fetch {
     pub(super) progressed: Time,
     /// When somebody last asked for a chunk of it.
     pub(super) used: Time,
+    /// When it needs time next, or earlier: whatever is put off moves it forward, and only the passing of time looks anew.
+    wake: Option<Time>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,7 +73,8 @@ impl Fetch {
             phase: Phase::Fetching,
             sealed: false,
             content: None,
-            remotes: BTreeMap::new(),
+            remotes: PeerMap::default(),
+            duty: Duty::default(),
             tracking: Tracking::default(),
             lease: None,
             shut: None,
@@ -76,11 +84,12 @@ impl Fetch {
             calm: 1.0,
             progressed: now,
             used: now,
+            wake: None,
         }
     }
 
     /// A blob that the store has; none if its chain is not whole.
-    pub(super) fn held(digest: Digest, size: u64, segments: Vec<Segment>, now: Time) -> Option<Self> {
+    pub(super) fn held(digest: Digest, size: u64, segments: Vec<Arc<Segment>>, now: Time) -> Option<Self> {
         let mut chain = Chain::new(digest, Layout::new(size)?)?;
         for segment in &segments {
             chain.extend(segment.from, &segment.states).ok()?;
@@ -90,10 +99,12 @@ impl Fetch {
         }
         let mut content = Content::new(chain, ChunkSet::full(Layout::new(size)?.count()));
         content.segments = segments;
+        content.signing.cover(content.chain.frontier());
         let mut fetch = Self::new(digest, now);
         fetch.phase = Phase::Complete;
         fetch.sealed = true;
         fetch.content = Some(content);
+        fetch.wake = Some(now);
         Some(fetch)
     }
 
@@ -116,6 +127,7 @@ impl Fetch {
                 content.segments.push(segment);
             }
         }
+        content.signing.cover(content.chain.frontier());
         for chunk in restored.have.iter().filter(|chunk| content.chain.can_verify(*chunk)) {
             content.have.insert(chunk);
             cx.out.push(Output::Arrived { digest: self.digest, chunk });
@@ -134,7 +146,7 @@ impl Fetch {
         self.is_failed() || self.sealed && self.used + idle <= now
     }
 
-    pub(super) fn segments(&self) -> &[Segment] {
+    pub(super) fn segments(&self) -> &[Arc<Segment>] {
         self.content.as_ref().map_or(&[], |content| &content.segments)
     }
 
@@ -167,7 +179,9 @@ impl Fetch {
             Input::Pulled { pull, verdict, .. } => self.pulled(cx, pull, verdict),
             Input::OriginOpened { run, size, .. } => self.origin_opened(cx, run, size),
             Input::OriginProgress { run, bytes, .. } => self.origin_progress(cx, run, bytes),
-            Input::OriginChunk { run, chunk, end, segment, .. } => self.origin_chunk(cx, run, chunk, end, segment),
+            Input::OriginChunk { run, chunk, end, .. } => self.origin_chunk(cx, run, chunk, end),
+            Input::Hashed { chunk, end, .. } => self.hashed(cx, chunk, end),
+            Input::Signed { segment, .. } => self.signed(cx, segment),
             Input::OriginEnded { run, failure, .. } => self.origin_ended(cx, run, failure),
             Input::Reading { reader, chunk, .. } => {
                 self.readers.insert(reader, chunk);
@@ -199,9 +213,21 @@ impl Fetch {
             self.pull_more(cx);
         }
         self.release(cx);
+        self.tell_due(cx);
+    }
+
+    /// Sees to it that this fetch gets time at a moment.
+    pub(super) fn arm(&mut self, at: Time) {
+        self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
     }
 
     pub(super) fn elapsed(&mut self, cx: &mut Context<'_>) {
+        self.wake = None;
+        self.act(cx);
+        self.rearm(cx);
+    }
+
+    fn act(&mut self, cx: &mut Context<'_>) {
         self.tell_due(cx);
         if !self.is_fetching() {
             self.release(cx);
@@ -213,37 +239,45 @@ impl Fetch {
         self.track_due(cx);
         self.drop_late_pulls(cx);
         self.check_stall(cx);
+        self.sign_due(cx);
         self.advance(cx);
     }
 
-    pub(super) fn deadline(&self, limits: &Limits) -> Option<(Time, Timer)> {
+    /// When time must pass for it at the latest.
+    pub(super) const fn deadline(&self) -> Option<Time> {
+        self.wake
+    }
+
+    /// All that is put off, looked at anew.
+    fn next_due(&self, now: Time, limits: &Limits) -> Option<Time> {
         let content = self.content.as_ref();
-        let tell = content.filter(|content| !content.untold.is_empty());
-        let tell = tell.map(|content| (content.told + limits.got_delay, Timer::Tell));
-        let release = content.and_then(|content| content.releases.deadline(limits)).map(|time| (time, Timer::Release));
+        let tell = content.and_then(|content| content.tell_at);
+        let release = content.and_then(|content| content.releases.deadline(limits));
         if !self.is_fetching() {
-            let idle = self.sealed.then(|| (self.used + limits.held_idle, Timer::Idle));
+            let idle = self.sealed.then(|| self.used + limits.held_idle);
             return [tell, release, idle].into_iter().flatten().min();
         }
-        let pull = content.and_then(|content| {
-            let ends = content.pulls.values().map(|pull| content.pull_end(pull, limits));
-            let hedges = content.pulls.values().filter(|pull| !pull.hedged && content.in_endgame(limits));
-            ends.chain(hedges.map(|pull| content.hedge_at(pull))).min()
-        });
-        let retry = self.remotes.values().filter_map(Remote::retry_at).min();
-        let origin = self.lease.as_ref().and_then(Lease::deadline);
+        let pulls = content.into_iter().flat_map(|content| content.pulls.iter().map(move |pull| (content, pull)));
         [
             tell,
             release,
-            pull.map(|time| (time, Timer::Pull)),
-            retry.map(|time| (time, Timer::Retry)),
-            origin.map(|time| (time, Timer::Origin)),
-            self.tracking.deadline(self.lease.is_some(), self.progressed, limits).map(|time| (time, Timer::Track)),
-            Some((self.stall_end(limits), Timer::Stall)),
+            pulls.map(|(content, (_, pull))| content.pull_due(pull, limits)).min(),
+            self.remotes.values().filter_map(Remote::retry_at).min(),
+            self.lease.as_ref().and_then(Lease::deadline),
+            self.tracking.deadline(self.lease.is_some(), self.progressed, limits),
+            self.hunger_due(now),
+            Some(self.stall_end(limits)),
         ]
         .into_iter()
         .flatten()
         .min()
+    }
+
+    /// Looks anew for what is put off, after something that may have moved much of it.
+    pub(super) fn rearm(&mut self, cx: &Context<'_>) {
+        if let Some(due) = self.next_due(cx.now, cx.limits) {
+            self.arm(due);
+        }
     }
 
     /// Takes a size as given. Returns false if it cannot be or contradicts what is known.
@@ -260,7 +294,7 @@ impl Fetch {
         self.list_early(size);
         cx.out.push(Output::Sized { digest: self.digest, size });
         let subscribers: Vec<PeerId> =
-            self.remotes.iter().filter(|(_, remote)| remote.subscriber).map(|(peer, _)| *peer).collect();
+            self.remotes.iter().filter(|(_, remote)| remote.subscriber).map(|(peer, _)| peer).collect();
         for peer in subscribers {
             self.send_have(cx, peer);
         }
@@ -280,7 +314,7 @@ impl Fetch {
         self.join_complete(cx);
     }
 
-    fn sealed(&mut self, cx: &mut Context<'_>, segments: Vec<Segment>) {
+    fn sealed(&mut self, cx: &mut Context<'_>, segments: Vec<Arc<Segment>>) {
         if let Some(content) = &mut self.content {
             content.segments = segments;
         }
@@ -320,11 +354,12 @@ impl Fetch {
     /// Drops all that rests on a false claim.
     fn begin_anew(&mut self, cx: &mut Context<'_>) {
         self.stop_origin(cx);
-        let Some(content) = self.content.take() else { return };
-        for id in content.pulls.keys() {
-            cx.out.push(Output::CancelPull { pull: *id });
+        self.cancel_pulls(cx);
+        if self.content.take().is_none() {
+            return;
         }
-        for (peer, remote) in std::mem::take(&mut self.remotes) {
+        self.duty = Duty::default();
+        for (peer, remote) in self.remotes.take() {
             if remote.subscribed {
                 cx.send(peer, Message::Unsubscribe { digest: self.digest });
             }
@@ -351,7 +386,7 @@ impl Fetch {
         self.progressed = cx.now;
         match (&self.shut, &self.lease) {
             (Some(failure), _) => self.fail(cx, FetchError::Origin(*failure)),
-            (None, Some(lease)) if lease.is_greedy() => self.fail(cx, FetchError::Origin(OriginFailure::Transient)),
+            (None, Some(lease)) if lease.is_greedy() => self.fail(cx, FetchError::Origin(OriginFailure::TRANSIENT)),
             (None, _) => {
                 cx.out.push(Output::Report(Event::Stalled { digest: self.digest }));
                 self.stop_origin(cx);
@@ -371,12 +406,10 @@ impl Fetch {
     /// Ends everything that others do for this fetch.
     pub(super) fn leave(&mut self, cx: &mut Context<'_>) {
         self.stop_origin(cx);
-        for id in self.content.iter().flat_map(|content| content.pulls.keys()) {
-            cx.out.push(Output::CancelPull { pull: *id });
-        }
-        for (peer, remote) in &self.remotes {
-            if remote.subscribed && cx.is_up(*peer) {
-                cx.send(*peer, Message::Unsubscribe { digest: self.digest });
+        self.cancel_pulls(cx);
+        for (peer, remote) in self.remotes.iter() {
+            if remote.subscribed && cx.is_up(peer) {
+                cx.send(peer, Message::Unsubscribe { digest: self.digest });
             }
         }
         self.tracking.leave(cx, self.digest);

@@ -1,11 +1,13 @@
 //! Facts: what the swarm machine is told.
 
+use std::{sync::Arc, time::Duration};
+
 use crate::{
     chain::LinkEnd,
     chunk::{ChunkIndex, ChunkSet},
     claim::Segment,
     digest::Digest,
-    peer::{Contact, PeerId},
+    peer::{Contact, PeerId, Place},
     wire::Message,
 };
 
@@ -42,7 +44,7 @@ pub enum Input {
         /// Bytes in it.
         size: u64,
         /// Its whole chain, signed by this node or by others.
-        segments: Vec<Segment>,
+        segments: Vec<Arc<Segment>>,
     },
     /// The blob is no longer in the store, or its fetch shall end.
     Forgotten {
@@ -67,6 +69,8 @@ pub enum Input {
     Connected {
         /// With whom.
         peer: PeerId,
+        /// Where it stands, as it says.
+        place: Place,
     },
     /// A connection broke, or could not be made.
     Disconnected {
@@ -131,10 +135,24 @@ pub enum Input {
         run: RunId,
         /// Which chunk.
         chunk: ChunkIndex,
-        /// What its link ended in.
-        end: LinkEnd,
-        /// This node's signed word for the states on both sides; none behind the last chunk.
-        segment: Option<Segment>,
+        /// What its link ended in; none if the state in front of it is not known yet, so that it was stored unhashed.
+        end: Option<LinkEnd>,
+    },
+    /// A chunk that had been stored unhashed was hashed, as [`Output::Hash`](super::Output::Hash) asked.
+    Hashed {
+        /// Which blob.
+        digest: Digest,
+        /// Which chunk.
+        chunk: ChunkIndex,
+        /// What its link ended in; none if the disk failed.
+        end: Option<LinkEnd>,
+    },
+    /// This node's word for states, as [`Output::Sign`](super::Output::Sign) asked.
+    Signed {
+        /// Which blob.
+        digest: Digest,
+        /// The states and the signature.
+        segment: Arc<Segment>,
     },
     /// A stream from the origin ended by itself.
     OriginEnded {
@@ -166,7 +184,7 @@ pub enum Input {
         /// Which blob.
         digest: Digest,
         /// Its whole chain, signed by this node.
-        segments: Vec<Segment>,
+        segments: Vec<Arc<Segment>>,
     },
     /// Time has passed; due when [`Swarm::deadline`](super::Swarm::deadline) says.
     Elapsed,
@@ -178,7 +196,7 @@ pub struct Restored {
     /// Bytes in the blob.
     pub size: u64,
     /// The chain's states, as far as known.
-    pub segments: Vec<Segment>,
+    pub segments: Vec<Arc<Segment>>,
     /// The chunks that verify under them.
     pub have: ChunkSet,
 }
@@ -205,10 +223,18 @@ pub enum Verdict {
 pub enum OriginFailure {
     /// It will not: not found, denied.
     Refused,
-    /// It may, later: unreachable, 5xx, broken off.
-    Transient,
+    /// It may, later: unreachable, 5xx, too many requests, broken off.
+    Transient {
+        /// How long it asks to be left alone.
+        retry_after: Option<Duration>,
+    },
     /// Its bytes contradict the digest.
     Corrupt,
     /// Our own disk failed.
     Disk,
+}
+
+impl OriginFailure {
+    /// Transient, without a word when to come back.
+    pub const TRANSIENT: Self = Self::Transient { retry_after: None };
 }

@@ -1,25 +1,31 @@
-//! The origin lease at work: streaming from the origin what no peer has.
+//! Leases at work: streaming from the origin what no peer has, or importing it into a zone.
 
 use rand::RngExt;
 
-use super::{Context, Event, FetchError, OriginFailure, Output, RunId, fetch::Fetch};
+use super::{
+    Context, Event, FetchError, OriginFailure, Output, RunId,
+    connections::Connections,
+    content::Content,
+    fetch::Fetch,
+};
 use crate::{
     chain::{LinkEnd, State},
     chunk::ChunkIndex,
-    claim::Segment,
-    peer::PeerId,
     time::Time,
-    wire::Epoch,
+    wire::{Epoch, Grant, Held, Scope},
 };
 
-/// The right to stream from the origin.
+/// The right to fetch from the origin, or into a zone.
 #[derive(Debug)]
 pub(super) struct Lease {
-    /// The tracker's number for it; none if no tracker gave it.
-    epoch: Option<Epoch>,
+    /// What a tracker gave; none if no tracker gave it.
+    grant: Option<Grant>,
     /// Taken because nothing else helped: the origin alone counts.
     greedy: bool,
-    run: Option<Run>,
+    runs: Vec<Run>,
+    connections: Connections,
+    /// It is to be given back when the chunk that is on its way is here.
+    ending: bool,
     tries: u8,
     not_before: Option<Time>,
     /// Bytes of streams that have ended.
@@ -31,16 +37,40 @@ pub(super) struct Lease {
 struct Run {
     id: RunId,
     next: ChunkIndex,
+    /// The chunk in front of which it stops; none for the blob's end.
+    until: Option<ChunkIndex>,
     bytes: u64,
 }
 
+impl Run {
+    fn covers(&self, chunk: ChunkIndex) -> bool {
+        self.next <= chunk && self.until.is_none_or(|until| chunk < until)
+    }
+}
+
+/// A stream that is to be opened.
+struct Opening {
+    from: ChunkIndex,
+    until: Option<ChunkIndex>,
+    before: Option<State>,
+}
+
 impl Lease {
-    const fn new(epoch: Option<Epoch>) -> Self {
-        Self { epoch, greedy: false, run: None, tries: 0, not_before: None, bytes: 0 }
+    fn new(grant: Option<Grant>) -> Self {
+        Self {
+            grant,
+            greedy: false,
+            runs: Vec::new(),
+            connections: Connections::default(),
+            ending: false,
+            tries: 0,
+            not_before: None,
+            bytes: 0,
+        }
     }
 
     /// A lease that nobody gave, for a fetch that makes no progress otherwise.
-    pub(super) const fn own() -> Self {
+    pub(super) fn own() -> Self {
         Self { greedy: true, ..Self::new(None) }
     }
 
@@ -50,25 +80,39 @@ impl Lease {
 
     /// Taken because no tracker answered.
     pub(super) const fn is_untracked(&self) -> bool {
-        self.epoch.is_none() && !self.greedy
+        self.grant.is_none() && !self.greedy
     }
 
-    /// For heartbeats: the epoch and the bytes that came in.
-    pub(super) fn report(&self) -> Option<(Epoch, u64)> {
-        Some((self.epoch?, self.bytes + self.run.as_ref().map_or(0, |run| run.bytes)))
+    fn is_import(&self) -> bool {
+        self.grant.is_some_and(|grant| grant.scope == Scope::Zone)
+    }
+
+    /// For heartbeats.
+    pub(super) fn report(&self) -> Option<Held> {
+        let Grant { epoch, scope } = self.grant?;
+        Some(Held { epoch, scope, bytes: self.total() })
+    }
+
+    fn total(&self) -> u64 {
+        self.bytes + self.runs.iter().map(|run| run.bytes).sum::<u64>()
     }
 
     pub(super) fn deadline(&self) -> Option<Time> {
-        if self.run.is_some() { None } else { self.not_before }
+        let open = if self.runs.is_empty() { self.not_before } else { None };
+        let probe = if self.runs.is_empty() { None } else { self.connections.due() };
+        open.into_iter().chain(probe).min()
     }
 }
 
 impl Fetch {
-    pub(super) fn take_lease(&mut self, cx: &mut Context<'_>, epoch: Epoch) {
+    pub(super) fn take_lease(&mut self, cx: &mut Context<'_>, grant: Grant) {
         match &mut self.lease {
-            Some(lease) => lease.epoch = Some(epoch),
+            Some(lease) => {
+                lease.grant = Some(grant);
+                lease.ending = false;
+            }
             None => {
-                let mut lease = Lease::new(Some(epoch));
+                let mut lease = Lease::new(Some(grant));
                 lease.not_before = Some(cx.now + cx.limits.holders_patience);
                 self.lease = Some(lease);
                 cx.out.push(Output::Report(Event::Leased { digest: self.digest }));
@@ -84,15 +128,39 @@ impl Fetch {
         }
     }
 
-    pub(super) fn revoked(&mut self, cx: &mut Context<'_>, peer: PeerId, epoch: Epoch) {
-        let Some(lease) = self.lease.as_mut().filter(|lease| lease.epoch == Some(epoch)) else { return };
+    /// Whether this node may ask other zones.
+    pub(super) fn imports(&self) -> bool {
+        self.lease.is_some()
+    }
+
+    /// The tracker wants the lease back: after the chunk that is on its way, so that no byte of it comes twice.
+    pub(super) fn revoked(&mut self, cx: &mut Context<'_>, peer: crate::peer::PeerId, epoch: Epoch) {
+        let Some(lease) = self.lease.as_mut().filter(|lease| lease.grant.is_some_and(|grant| grant.epoch == epoch))
+        else {
+            return;
+        };
         if !self.tracking.includes(peer) {
             return;
         }
-        lease.epoch = None;
-        if !lease.greedy {
-            self.drop_lease(cx);
+        if lease.greedy {
+            lease.grant = None;
+        } else if lease.runs.is_empty() {
+            self.give_back(cx);
+        } else {
+            lease.ending = true;
         }
+    }
+
+    /// Ends the lease and tells the tracker, and everybody what was held back for one peer each.
+    fn give_back(&mut self, cx: &mut Context<'_>) {
+        self.drop_lease(cx);
+        if let Some(content) = &mut self.content {
+            let mut hidden = content.releases.open();
+            content.untold.append(&mut hidden);
+            content.tell_at = Some(cx.now);
+        }
+        self.tell_due(cx);
+        self.heartbeat(cx);
     }
 
     pub(super) fn drop_lease(&mut self, cx: &mut Context<'_>) {
@@ -102,30 +170,37 @@ impl Fetch {
 
     pub(super) fn stop_origin(&mut self, cx: &mut Context<'_>) {
         let Some(lease) = &mut self.lease else { return };
-        if let Some(run) = lease.run.take() {
+        for run in lease.runs.drain(..) {
             lease.bytes += run.bytes;
             cx.out.push(Output::StopOrigin { digest: self.digest, run: run.id });
         }
     }
 
-    /// Starts a stream of the first chunks that no peer has.
+    /// Opens streams of the first chunks that no peer has: one, and more if each is slower than all together.
     pub(super) fn tend_origin(&mut self, cx: &mut Context<'_>) {
         if self.shut.is_some() || !self.may_open(cx.now) {
             return;
         }
-        if let Some(lease) = &mut self.lease {
-            lease.not_before = None;
-        }
-        let Some((from, until, before)) = self.next_run() else { return };
-        let run = RunId(cx.next_id());
         let Some(lease) = &mut self.lease else { return };
-        lease.run = Some(Run { id: run, next: from, bytes: 0 });
-        cx.out.push(Output::PullOrigin { digest: self.digest, run, from, until, before });
+        lease.not_before = None;
+        let total = lease.total();
+        let remaining = self.content.as_ref().map(|content| u64::from(content.missing()) * content.layout().chunk_bytes());
+        let wanted = lease.connections.wanted(cx.now, total, remaining);
+        while self.lease.as_ref().is_some_and(|lease| lease.runs.len() < wanted) {
+            let Some(Opening { from, until, before }) = self.next_run(wanted) else { break };
+            let run = RunId(cx.next_id());
+            let Some(lease) = &mut self.lease else { return };
+            lease.runs.push(Run { id: run, next: from, until, bytes: 0 });
+            cx.out.push(Output::PullOrigin { digest: self.digest, run, from, until, before });
+        }
+        if let Some(due) = self.lease.as_ref().and_then(Lease::deadline) {
+            self.arm(due);
+        }
     }
 
-    /// Whether a stream may start: a lease without one, not pausing, and no peer left that may turn out to have it all.
+    /// Whether a stream may start: a lease on the origin, not pausing, and no peer left that may turn out to have it all.
     fn may_open(&self, now: Time) -> bool {
-        let Some(lease) = self.lease.as_ref().filter(|lease| lease.run.is_none()) else { return false };
+        let Some(lease) = self.lease.as_ref().filter(|lease| !lease.ending && !lease.is_import()) else { return false };
         if lease.not_before.is_none_or(|time| time <= now) {
             return true;
         }
@@ -134,25 +209,44 @@ impl Fetch {
         lease.tries == 0 && settled
     }
 
-    fn next_run(&self) -> Option<(ChunkIndex, Option<ChunkIndex>, State)> {
-        let Some(content) = &self.content else { return Some((ChunkIndex::FIRST, None, State::INITIAL)) };
-        let greedy = self.lease.as_ref().is_some_and(Lease::is_greedy);
-        let elsewhere = |chunk: ChunkIndex| {
-            content.have.contains(chunk) || !greedy && (content.rarity[chunk.at()] > 0 || content.busy.contains(chunk))
+    /// Where the next stream begins and ends: with several at once, each takes a stripe, so that what comes in stays
+    /// close to what is hashed.
+    fn next_run(&mut self, streams: usize) -> Option<Opening> {
+        let lease = self.lease.as_mut()?;
+        let Some(content) = &self.content else {
+            return lease.runs.is_empty().then_some(Opening {
+                from: ChunkIndex::FIRST,
+                until: None,
+                before: Some(State::INITIAL),
+            });
         };
-        let from = content.layout().chunks().find(|chunk| !elsewhere(*chunk))?;
-        let until = (from.0..content.layout().count()).map(ChunkIndex).find(|chunk| elsewhere(*chunk));
-        Some((from, until, content.chain.state(from)?))
-    }
-
-    fn run(&mut self, id: RunId) -> Option<&mut Run> {
-        self.lease.as_mut()?.run.as_mut().filter(|run| run.id == id)
+        let layout = content.layout();
+        let stripe = if streams > 1 { lease.connections.stripe(layout.chunk_bytes()) } else { layout.count() };
+        let mut from = layout.chunks().find(|chunk| is_open(content, lease, *chunk))?;
+        if streams > 1 && let Some(endless) = lease.runs.iter_mut().find(|run| run.until.is_none()) {
+            // The first stream was to bring all the rest: it ends where the others' stripes begin.
+            let cut = ChunkIndex(endless.next.0.saturating_add(stripe).min(layout.count()));
+            endless.until = Some(cut);
+            from = layout.chunks().skip(cut.at()).find(|chunk| is_open(content, lease, *chunk))?;
+        }
+        let most = ChunkIndex(from.0.saturating_add(stripe).min(layout.count()));
+        let taken = (from.0..most.0).map(ChunkIndex).find(|chunk| !is_open(content, lease, *chunk));
+        let until = taken.or((most.0 < layout.count()).then_some(most));
+        Some(Opening { from, until, before: content.chain.state(from) })
     }
 
     pub(super) fn origin_opened(&mut self, cx: &mut Context<'_>, id: RunId, size: u64) {
-        if self.run(id).is_some() && !self.size_up(cx, size) && !self.is_failed() {
+        if self.runs(id) && !self.size_up(cx, size) && !self.is_failed() {
             self.distrust(cx);
         }
+    }
+
+    fn runs(&self, id: RunId) -> bool {
+        self.lease.as_ref().is_some_and(|lease| lease.runs.iter().any(|run| run.id == id))
+    }
+
+    fn run(&mut self, id: RunId) -> Option<&mut Run> {
+        self.lease.as_mut()?.runs.iter_mut().find(|run| run.id == id)
     }
 
     pub(super) fn origin_progress(&mut self, cx: &Context<'_>, id: RunId, bytes: u64) {
@@ -162,16 +256,51 @@ impl Fetch {
         }
     }
 
-    pub(super) fn origin_chunk(
-        &mut self,
-        cx: &mut Context<'_>,
-        id: RunId,
-        chunk: ChunkIndex,
-        end: LinkEnd,
-        segment: Option<Segment>,
-    ) {
+    /// A chunk came from the origin, hashed if the state in front of it was known when its stream began.
+    pub(super) fn origin_chunk(&mut self, cx: &mut Context<'_>, id: RunId, chunk: ChunkIndex, end: Option<LinkEnd>) {
         let Some(run) = self.run(id).filter(|run| run.next == chunk) else { return };
         run.next = chunk.next();
+        let over = run.until == Some(run.next);
+        if let Some(lease) = &mut self.lease {
+            lease.tries = 0;
+        }
+        match end {
+            Some(end) => self.link(cx, chunk, end),
+            None => {
+                if let Some(content) = self.content.as_mut().filter(|content| !content.have.contains(chunk)) {
+                    content.raw.insert(chunk);
+                    content.busy.insert(chunk);
+                }
+                self.progressed = cx.now;
+                self.hash_next(cx);
+            }
+        }
+        let ending = self.lease.as_ref().is_some_and(|lease| lease.ending);
+        if ending {
+            self.give_back(cx);
+        } else if over || self.is_elsewhere(chunk.next()) {
+            self.end_run(cx, id);
+        }
+    }
+
+    /// Others have the next chunk meanwhile: the stream skips what they have.
+    fn is_elsewhere(&self, chunk: ChunkIndex) -> bool {
+        let greedy = self.lease.as_ref().is_some_and(Lease::is_greedy);
+        self.content.as_ref().is_some_and(|content| {
+            content.layout().contains(chunk) && !greedy && (content.have.contains(chunk) || content.rarity[chunk.at()] > 0)
+        })
+    }
+
+    fn end_run(&mut self, cx: &mut Context<'_>, id: RunId) {
+        let Some(lease) = &mut self.lease else { return };
+        let Some(at) = lease.runs.iter().position(|run| run.id == id) else { return };
+        let run = lease.runs.remove(at);
+        lease.bytes += run.bytes;
+        cx.out.push(Output::StopOrigin { digest: self.digest, run: id });
+    }
+
+    /// A chunk of the origin is stored and its link known: it extends the chain or must agree with it.
+    fn link(&mut self, cx: &mut Context<'_>, chunk: ChunkIndex, end: LinkEnd) {
         let Some(content) = &mut self.content else { return };
         let Some(expected) = content.chain.expected(chunk) else { return };
         match expected.end {
@@ -181,53 +310,73 @@ impl Fetch {
             }
             Some(_) => {}
             None => {
-                let Some(segment) = segment else { return };
-                if content.chain.extend(segment.from, &segment.states).is_err() {
+                let LinkEnd::State(after) = end else { return };
+                if content.chain.extend(chunk, &[expected.before, after]).is_err() {
                     return;
                 }
-                self.pass_on(cx, segment);
+                self.sign_due(cx);
             }
         }
-        if let Some(lease) = &mut self.lease {
-            lease.tries = 0;
+        if self.arrived(cx, chunk) {
+            self.show(cx, chunk, None);
         }
-        let new = self.arrived(cx, chunk);
-        let Some(content) = &mut self.content else { return };
-        let unique = content.rarity[chunk.at()] == 0;
-        if new && unique && content.layout().count() >= cx.limits.release_chunks_min {
-            content.releases.add(chunk);
-        } else if new {
-            content.untold.push(chunk);
-        }
-        self.tell_due(cx);
         self.check_complete(cx);
+        self.hash_next(cx);
+    }
+
+    /// Has the next stored chunk hashed, if the state in front of it is known by now.
+    pub(super) fn hash_next(&mut self, cx: &mut Context<'_>) {
+        let Some(content) = self.content.as_mut().filter(|content| content.hashing.is_none()) else { return };
+        let Some(chunk) = content.raw.iter().next() else { return };
+        let Some(before) = content.chain.state(chunk) else { return };
+        content.hashing = Some(chunk);
+        cx.out.push(Output::Hash { digest: self.digest, chunk, before });
+    }
+
+    pub(super) fn hashed(&mut self, cx: &mut Context<'_>, chunk: ChunkIndex, end: Option<LinkEnd>) {
+        let Some(content) = self.content.as_mut().filter(|content| content.hashing == Some(chunk)) else { return };
+        content.hashing = None;
+        let Some(end) = end else {
+            self.fail(cx, FetchError::Disk);
+            return;
+        };
+        if content.raw.contains(chunk) {
+            content.raw.remove(chunk);
+            content.busy.remove(chunk);
+            self.link(cx, chunk, end);
+        } else {
+            self.hash_next(cx);
+        }
     }
 
     pub(super) fn origin_ended(&mut self, cx: &mut Context<'_>, id: RunId, failure: Option<OriginFailure>) {
-        if self.run(id).is_none() {
-            return;
-        }
         let Some(lease) = &mut self.lease else { return };
-        if let Some(run) = lease.run.take() {
-            lease.bytes += run.bytes;
-        }
+        let Some(at) = lease.runs.iter().position(|run| run.id == id) else { return };
+        let run = lease.runs.remove(at);
+        lease.bytes += run.bytes;
         match failure {
             None => {}
-            Some(OriginFailure::Transient) if lease.tries + 1 < cx.limits.origin_tries => {
+            Some(OriginFailure::Transient { retry_after }) if lease.tries + 1 < cx.limits.origin_tries => {
                 let pause = cx.limits.origin_backoff * (1 << lease.tries.min(6));
                 lease.tries += 1;
-                lease.not_before = Some(cx.now + pause.mul_f64(cx.rng.random_range(0.5..1.5)));
+                let pause = pause.mul_f64(cx.rng.random_range(0.5..1.5)).max(retry_after.unwrap_or_default());
+                let due = cx.now + pause.min(cx.limits.retry_after_max);
+                lease.not_before = Some(due);
+                self.arm(due);
             }
             Some(OriginFailure::Disk) => self.fail(cx, FetchError::Disk),
             Some(OriginFailure::Corrupt) => self.distrust(cx),
-            Some(failure @ (OriginFailure::Refused | OriginFailure::Transient)) => self.shut_origin(cx, failure),
+            Some(failure @ (OriginFailure::Refused | OriginFailure::Transient { .. })) => self.shut_origin(cx, failure),
+        }
+        if self.lease.as_ref().is_some_and(|lease| lease.ending && lease.runs.is_empty()) {
+            self.give_back(cx);
         }
     }
 
     /// The origin does not help this node. Others may have the blob, or be allowed to get it.
     fn shut_origin(&mut self, cx: &mut Context<'_>, failure: OriginFailure) {
         self.shut = Some(failure);
-        self.lease = None;
+        self.drop_lease(cx);
         self.heartbeat(cx);
     }
 
@@ -242,4 +391,11 @@ impl Fetch {
             self.fail(cx, FetchError::Origin(failure));
         }
     }
+}
+
+/// Whether a chunk is for a new stream to bring: nobody has it, and none brings it already.
+fn is_open(content: &Content, lease: &Lease, chunk: ChunkIndex) -> bool {
+    let here = content.have.contains(chunk) || content.raw.contains(chunk);
+    let elsewhere = !lease.greedy && (content.rarity[chunk.at()] > 0 || content.busy.contains(chunk));
+    !here && !elsewhere && !lease.runs.iter().any(|run| run.covers(chunk))
 }

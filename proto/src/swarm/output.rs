@@ -83,8 +83,28 @@ pub enum Output {
         from: ChunkIndex,
         /// The chunk in front of which to stop; none for the end.
         until: Option<ChunkIndex>,
-        /// The state in front of `from`.
+        /// The state in front of `from`; none if it is not known yet: chunks are then stored unhashed.
+        before: Option<State>,
+    },
+    /// Hash a chunk that was stored unhashed.
+    Hash {
+        /// Which blob.
+        digest: Digest,
+        /// Which chunk.
+        chunk: ChunkIndex,
+        /// The state in front of it.
         before: State,
+    },
+    /// Sign states that this node computed.
+    Sign {
+        /// Which blob.
+        digest: Digest,
+        /// Bytes in it.
+        size: u64,
+        /// The chunk behind the first state.
+        from: ChunkIndex,
+        /// The states.
+        states: Vec<State>,
     },
     /// Stop a stream from the origin; no answer wanted.
     StopOrigin {
@@ -165,27 +185,6 @@ pub enum Event {
         /// Which blob.
         digest: Digest,
     },
-}
-
-/// What a deadline is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Timer {
-    /// A heartbeat, a tracker's answer, or the fallback.
-    Track,
-    /// A pull is late.
-    Pull,
-    /// A peer that was busy may be asked again.
-    Retry,
-    /// Chunks wait to be told to subscribers.
-    Tell,
-    /// A released chunk was not confirmed.
-    Release,
-    /// The origin may be tried (again).
-    Origin,
-    /// No progress at all.
-    Stall,
-    /// A complete blob was not used for long.
-    Idle,
 }
 
 /// A fetch as people see it.

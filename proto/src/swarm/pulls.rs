@@ -1,70 +1,197 @@
 //! Pulling chunks from peers: which next, from whom, and what becomes of it.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::time::Duration;
 
 use rand::RngExt;
 
 use super::{
-    Context, Event, FetchError, Output, PullId, ReaderId, Verdict,
-    content::{Content, Pull},
+    Context, Event, FetchError, Output, PullId, Verdict,
+    content::{Content, Pull, average},
     fetch::Fetch,
     neighbour::Remote,
+    peers::PeerMap,
     pick,
 };
-use crate::{
-    chunk::{ChunkIndex, Layout},
-    digest::Digest,
-    limits::Limits,
-    peer::PeerId,
-};
+use crate::{chunk::ChunkIndex, peer::PeerId, time::Time};
 
 impl Fetch {
+    /// Asks for whatever can be asked for now.
     pub(super) fn pull_more(&mut self, cx: &mut Context<'_>) {
-        let Some(content) = &mut self.content else { return };
-        let urgent = urgent_chunks(&self.readers, content.layout(), cx.limits);
-        while let Some((peer, chunk)) = choose_fresh(content, &self.remotes, cx) {
-            start_pull(self.digest, content, &mut self.remotes, cx, peer, chunk, true);
+        if self.content.is_none() || self.remotes.len() == 0 {
+            return;
         }
-        while content.pulls.values().filter(|pull| !pull.fresh).count() < content.pulls_max(cx.limits) {
-            let useful = |remote: &Remote| {
-                remote.may_be_asked(cx.now) && remote.offers(|theirs| content.wanted(theirs).next().is_some())
-            };
-            let mut ready: Vec<(usize, u32, PeerId)> = Vec::new();
-            for (peer, remote) in &self.remotes {
-                if useful(remote) {
-                    ready.push((remote.pulls, cx.rng.random(), *peer));
-                }
+        self.settle_duty(cx.me);
+        self.pull_fresh(cx);
+        while self.has_room(cx) {
+            let Some((peer, chunk)) = self.next_pull(cx) else { break };
+            self.start_pull(cx, peer, chunk, false);
+        }
+        self.hedge(cx);
+    }
+
+    /// Asks one peer that has something new for it, if there is room.
+    pub(super) fn pull_from(&mut self, cx: &mut Context<'_>, peer: PeerId) {
+        self.pull_fresh(cx);
+        while self.has_room(cx) {
+            let Some(content) = &self.content else { return };
+            let Some(remote) = self.remotes.get(peer) else { return };
+            let free = remote.pulls < cx.limits.pulls_per_peer_max && remote.may_be_asked(cx.now);
+            if !free || remote.is_slow(content.pull_time) || !self.may_ask(cx, remote) {
+                return;
             }
-            let share = pick::share(content.pulls_max(cx.limits), cx.limits.pulls_per_peer_max, ready.len());
-            ready.sort_unstable();
-            let Some((_, _, peer)) = ready.into_iter().find(|(pulls, ..)| *pulls < share) else { break };
-            let Some(chunk) = choose(content, &self.remotes[&peer], &urgent, cx) else { break };
-            start_pull(self.digest, content, &mut self.remotes, cx, peer, chunk, false);
-        }
-        if content.in_endgame(cx.limits) {
-            hedge(self.digest, content, &mut self.remotes, cx);
+            let Some(chunk) = self.choose(cx, content, remote) else { return };
+            self.start_pull(cx, peer, chunk, false);
         }
     }
 
-    pub(super) fn pulled(&mut self, cx: &mut Context<'_>, id: PullId, verdict: Verdict) {
+    /// Whether another pull may go out: within this fetch's share and the node's.
+    fn has_room(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(content) = &self.content else { return false };
+        let own = content.pulls.iter().filter(|(_, pull)| !pull.fresh).count();
+        if own >= content.pulls_max(cx.limits) {
+            return false;
+        }
+        let bytes = content.layout().chunk_bytes();
+        let room = cx.links.pulls < cx.limits.node_pulls_max
+            && cx.links.pull_bytes.saturating_add(bytes) <= cx.limits.pull_bytes_max.max(bytes * 2);
+        if !room {
+            cx.links.crowded.insert(self.digest);
+        }
+        room || own == 0
+    }
+
+    /// Whom to ask for what: a peer with few of our pulls, the first of these from a random one on.
+    fn next_pull(&self, cx: &mut Context<'_>) -> Option<(PeerId, ChunkIndex)> {
+        let content = self.content.as_ref()?;
+        let hungry = self.is_rack_hungry(cx.now);
+        let start = cx.rng.random_range(0..self.remotes.len());
+        let mut best: Option<(usize, PeerId)> = None;
+        let mut crowded = 0;
+        for (peer, remote) in self.remotes.around(start) {
+            let rank = remote.pulls + if remote.is_slow(content.pull_time) { 100 } else { 0 };
+            let worse = best.is_some_and(|(least, _)| least <= rank);
+            if worse || !remote.may_be_asked(cx.now) || !self.may_ask(cx, remote) {
+                continue;
+            }
+            if !remote.offers(|theirs| self.wants_any(content, remote, theirs, hungry)) {
+                continue;
+            }
+            if rank >= cx.limits.pulls_per_peer_max && rank != 100 {
+                crowded += 1;
+                continue;
+            }
+            best = Some((rank, peer));
+            if rank == 0 {
+                break;
+            }
+        }
+        if let Some((_, peer)) = best {
+            return Some((peer, self.choose(cx, content, self.remotes.get(peer)?)?));
+        }
+        // Only peers that were asked their share already are of use: the share is for where others can be asked too.
+        let share = pick::share(content.pulls_max(cx.limits), cx.limits.pulls_per_peer_max, crowded);
+        let able = |remote: &Remote| {
+            let useful = remote.offers(|theirs| self.wants_any(content, remote, theirs, hungry));
+            remote.pulls < share && remote.may_be_asked(cx.now) && self.may_ask(cx, remote) && useful
+        };
+        let fit = self.remotes.around(start).filter(|(_, remote)| able(remote));
+        let (peer, remote) = fit.min_by_key(|(_, remote)| remote.pulls)?;
+        Some((peer, self.choose(cx, content, remote)?))
+    }
+
+    /// Which chunk to ask a peer for: one that a reader waits for, if not too many of those are on their way; else the
+    /// rarest.
+    fn choose(&self, cx: &mut Context<'_>, content: &Content, remote: &Remote) -> Option<ChunkIndex> {
+        let theirs = remote.have.as_ref()?;
+        // The last link ends in the digest itself: it shows a false claim before much rests on it.
+        if let Some(last) = content.last_wanted(theirs) {
+            return Some(last);
+        }
+        let hungry = self.is_rack_hungry(cx.now);
+        let open = |chunk: &ChunkIndex| self.may_fetch(remote, *chunk, hungry);
+        let window = cx.limits.urgent_chunks;
+        let is_urgent = |chunk: ChunkIndex| self.readers.values().any(|at| chunk >= *at && chunk.0 - at.0 < window);
+        if content.pulls.iter().filter(|(_, pull)| is_urgent(pull.chunk)).count() < cx.limits.urgent_pulls_max {
+            let urgent = self.readers.values().flat_map(|at| (at.0..at.0.saturating_add(window)).map(ChunkIndex));
+            let mut urgent = urgent.filter(|chunk| theirs.contains(*chunk) && content.wants(*chunk));
+            if let Some(chunk) = urgent.find(open) {
+                return Some(chunk);
+            }
+        }
+        pick::rarest(content.wanted(theirs).filter(open), &content.rarity, cx.rng)
+    }
+
+    /// Asks for chunks that we were shown first, beyond the number that others may be out: everybody waits for them.
+    fn pull_fresh(&mut self, cx: &mut Context<'_>) {
+        loop {
+            let Some(content) = &mut self.content else { return };
+            if content.fresh.is_empty() || content.pulls.len() >= content.pulls_max(cx.limits) * 2 {
+                return;
+            }
+            let end = content.verifiable_end();
+            let Content { fresh, have, busy, rarity, .. } = content;
+            let offered = |chunk: &ChunkIndex| rarity.get(chunk.at()).is_some_and(|peers| *peers > 0);
+            fresh.retain(|chunk| !have.contains(*chunk) && !busy.contains(*chunk) && offered(chunk));
+            let able = |chunk: &ChunkIndex| {
+                let holder = |(_, remote): &(PeerId, &Remote)| {
+                    remote.may_be_asked(cx.now) && remote.offers(|theirs| theirs.contains(*chunk))
+                };
+                self.remotes.iter().find(holder).map(|(peer, _)| (peer, *chunk))
+            };
+            let Some((peer, chunk)) = fresh.iter().filter(|chunk| **chunk < end).find_map(able) else { return };
+            self.start_pull(cx, peer, chunk, true);
+        }
+    }
+
+    fn start_pull(&mut self, cx: &mut Context<'_>, peer: PeerId, chunk: ChunkIndex, fresh: bool) {
         let Some(content) = &mut self.content else { return };
-        let Some(pull) = content.drop_pull(id) else { return };
-        let took = cx.now.since(pull.started);
-        if let Some(remote) = self.remotes.get_mut(&pull.peer) {
+        let Some(expected) = content.chain.expected(chunk) else { return };
+        let id = PullId(cx.next_id());
+        let pull = Pull { peer, chunk, started: cx.now, fresh, hedged: false };
+        let due = content.pull_due(&pull, cx.limits);
+        content.pulls.push((id, pull));
+        content.busy.insert(chunk);
+        cx.links.pulls += 1;
+        cx.links.pull_bytes += content.layout().chunk_bytes();
+        if let Some(remote) = self.remotes.get_mut(peer) {
+            remote.pulls += 1;
+        }
+        cx.out.push(Output::Pull { pull: id, peer, digest: self.digest, chunk, expected });
+        self.arm(due);
+    }
+
+    /// Takes a pull off the books.
+    fn end_pull(&mut self, cx: &mut Context<'_>, id: PullId) -> Option<Pull> {
+        let content = self.content.as_mut()?;
+        let pull = content.drop_pull(id)?;
+        cx.links.pulls = cx.links.pulls.saturating_sub(1);
+        cx.links.pull_bytes = cx.links.pull_bytes.saturating_sub(content.layout().chunk_bytes());
+        if let Some(remote) = self.remotes.get_mut(pull.peer) {
             remote.pulls = remote.pulls.saturating_sub(1);
-            remote.judge(verdict, cx.now, content.pull_time, cx.rng);
+        }
+        Some(pull)
+    }
+
+    pub(super) fn pulled(&mut self, cx: &mut Context<'_>, id: PullId, verdict: Verdict) {
+        let Some(pull) = self.end_pull(cx, id) else { return };
+        let took = cx.now.since(pull.started);
+        let pull_time = self.content.as_ref().map_or(Duration::ZERO, |content| content.pull_time);
+        if let Some(remote) = self.remotes.get_mut(pull.peer) {
+            remote.judge(verdict, cx.now, pull_time, cx.rng);
+            if verdict == Verdict::Good {
+                remote.pace = average(remote.pace, took);
+            }
+            if let Some(retry) = remote.retry_at() {
+                self.arm(retry);
+            }
         }
         match verdict {
             Verdict::Good => {
-                content.note_time(took);
-                self.arrived(cx, pull.chunk);
                 if let Some(content) = &mut self.content {
-                    content.untold.push(pull.chunk);
+                    content.note_time(took);
                 }
-                self.tell_due(cx);
+                self.arrived(cx, pull.chunk);
+                self.show(cx, pull.chunk, Some(pull.peer));
                 self.check_complete(cx);
             }
             Verdict::Corrupt => self.corrupt(cx, pull),
@@ -98,128 +225,86 @@ impl Fetch {
         if !content.have.insert(chunk) {
             return false;
         }
+        if content.raw.contains(chunk) {
+            content.raw.remove(chunk);
+            content.busy.remove(chunk);
+        }
         self.progressed = cx.now;
         cx.out.push(Output::Arrived { digest: self.digest, chunk });
-        let late: Vec<PullId> =
-            content.pulls.iter().filter(|(_, pull)| pull.chunk == chunk).map(|(id, _)| *id).collect();
-        for id in late {
+        while let Some((id, pull)) = self.content.as_ref().and_then(|content| {
+            content.pulls.iter().find(|(_, pull)| pull.chunk == chunk).copied()
+        }) {
+            // Whoever is asked twice was slow the first time.
+            let took = cx.now.since(pull.started);
+            if let Some(remote) = self.remotes.get_mut(pull.peer).filter(|_| pull.hedged) {
+                remote.pace = remote.pace.max(took);
+            }
             self.cancel_pull(cx, id);
         }
         true
     }
 
     pub(super) fn cancel_pull(&mut self, cx: &mut Context<'_>, id: PullId) {
-        let Some(pull) = self.content.as_mut().and_then(|content| content.drop_pull(id)) else { return };
-        if let Some(remote) = self.remotes.get_mut(&pull.peer) {
-            remote.pulls = remote.pulls.saturating_sub(1);
+        if self.end_pull(cx, id).is_some() {
+            cx.out.push(Output::CancelPull { pull: id });
         }
-        cx.out.push(Output::CancelPull { pull: id });
+    }
+
+    /// Cancels all pulls, before their fetch or what it knows goes.
+    pub(super) fn cancel_pulls(&mut self, cx: &mut Context<'_>) {
+        while let Some((id, _)) = self.content.as_ref().and_then(|content| content.pulls.last().copied()) {
+            self.cancel_pull(cx, id);
+        }
     }
 
     pub(super) fn drop_late_pulls(&mut self, cx: &mut Context<'_>) {
         let Some(content) = &self.content else { return };
-        let late: Vec<(PullId, PeerId, Duration)> = content
-            .pulls
-            .iter()
-            .filter(|(_, pull)| content.pull_end(pull, cx.limits) <= cx.now)
-            .map(|(id, pull)| (*id, pull.peer, cx.now.since(pull.started)))
-            .collect();
+        let is_late = |(_, pull): &&(PullId, Pull)| content.pull_end(pull, cx.limits) <= cx.now;
+        let late: Vec<(PullId, Pull)> = content.pulls.iter().filter(is_late).copied().collect();
         let pull_time = content.pull_time;
-        for (id, peer, took) in late {
+        for (id, pull) in late {
             self.cancel_pull(cx, id);
             if let Some(content) = &mut self.content {
-                content.note_late(took);
+                content.note_late(cx.now.since(pull.started));
             }
-            if let Some(remote) = self.remotes.get_mut(&peer) {
+            if let Some(remote) = self.remotes.get_mut(pull.peer) {
                 remote.judge(Verdict::Link, cx.now, pull_time, cx.rng);
             }
-            self.drop_struck(cx, peer);
+            self.doubt(cx, pull.peer, pull.started);
+            self.drop_struck(cx, pull.peer);
+        }
+    }
+
+    /// Asks a second peer for the chunks that take too long; whichever comes first cancels the other.
+    fn hedge(&mut self, cx: &mut Context<'_>) {
+        let Some(content) = &mut self.content else { return };
+        let limits = cx.limits;
+        let is_due = |content: &Content, pull: &Pull| content.hedge_at(pull, limits).is_some_and(|at| at <= cx.now);
+        let slow: Vec<Pull> =
+            content.pulls.iter().filter(|(_, pull)| is_due(content, pull)).map(|(_, pull)| *pull).collect();
+        for pull in &slow {
+            for (_, other) in content.pulls.iter_mut().filter(|(_, other)| other.chunk == pull.chunk) {
+                other.hedged = true;
+            }
+        }
+        for pull in slow {
+            let Some(content) = &self.content else { return };
+            if content.pulls.iter().filter(|(_, other)| other.chunk == pull.chunk).count() > 1 {
+                continue;
+            }
+            if let Some(peer) = second_peer(&self.remotes, &pull, content.pull_time, cx.now) {
+                self.start_pull(cx, peer, pull.chunk, false);
+            }
         }
     }
 }
 
-/// The chunks that readers need next.
-fn urgent_chunks(readers: &BTreeMap<ReaderId, ChunkIndex>, layout: Layout, limits: &Limits) -> BTreeSet<ChunkIndex> {
-    let windows = readers.values().flat_map(|at| at.0..at.0.saturating_add(limits.urgent_chunks));
-    windows.map(ChunkIndex).filter(|chunk| layout.contains(*chunk)).collect()
-}
-
-/// A chunk that we were shown first, and who has it.
-fn choose_fresh(
-    content: &mut Content,
-    remotes: &BTreeMap<PeerId, Remote>,
-    cx: &mut Context<'_>,
-) -> Option<(PeerId, ChunkIndex)> {
-    if content.pulls.len() >= content.pulls_max(cx.limits) * 2 {
-        return None;
-    }
-    let end = content.verifiable_end();
-    let Content { fresh, have, busy, rarity, .. } = content;
-    let offered = |chunk: &ChunkIndex| rarity.get(chunk.at()).is_some_and(|peers| *peers > 0);
-    fresh.retain(|chunk| !have.contains(*chunk) && !busy.contains(*chunk) && offered(chunk));
-    let able = |chunk: &ChunkIndex| {
-        let holder = |(_, remote): &(&PeerId, &Remote)| {
-            remote.may_be_asked(cx.now) && remote.offers(|theirs| theirs.contains(*chunk))
-        };
-        remotes.iter().find(holder).map(|(peer, _)| (*peer, *chunk))
+/// Another peer that has a pull's chunk, the one with the fewest of our pulls.
+fn second_peer(remotes: &PeerMap<Remote>, pull: &Pull, pull_time: Duration, now: Time) -> Option<PeerId> {
+    let able = |peer: PeerId, remote: &Remote| {
+        let other = peer != pull.peer && remote.may_be_asked(now) && !remote.is_slow(pull_time);
+        other && remote.offers(|theirs| theirs.contains(pull.chunk))
     };
-    fresh.iter().filter(|chunk| **chunk < end).find_map(able)
-}
-
-/// Which chunk to ask a peer for: one that a reader waits for, if not too many of those are on their way; else the rarest.
-fn choose(
-    content: &Content,
-    remote: &Remote,
-    urgent: &BTreeSet<ChunkIndex>,
-    cx: &mut Context<'_>,
-) -> Option<ChunkIndex> {
-    let theirs = remote.have.as_ref()?;
-    // The last link ends in the digest itself: it shows a false claim before much rests on it.
-    if let Some(last) = content.last_wanted(theirs) {
-        return Some(last);
-    }
-    let pulled = content.pulls.values().filter(|pull| urgent.contains(&pull.chunk)).count();
-    if pulled < cx.limits.urgent_pulls_max
-        && let Some(chunk) = content.wanted(theirs).find(|chunk| urgent.contains(chunk))
-    {
-        return Some(chunk);
-    }
-    pick::rarest(content.wanted(theirs), &content.rarity, cx.rng)
-}
-
-fn start_pull(
-    digest: Digest,
-    content: &mut Content,
-    remotes: &mut BTreeMap<PeerId, Remote>,
-    cx: &mut Context<'_>,
-    peer: PeerId,
-    chunk: ChunkIndex,
-    fresh: bool,
-) {
-    let Some(expected) = content.chain.expected(chunk) else { return };
-    let pull = PullId(cx.next_id());
-    content.pulls.insert(pull, Pull { peer, chunk, started: cx.now, fresh, hedged: false });
-    content.busy.insert(chunk);
-    if let Some(remote) = remotes.get_mut(&peer) {
-        remote.pulls += 1;
-    }
-    cx.out.push(Output::Pull { pull, peer, digest, chunk, expected });
-}
-
-/// Asks a second peer for the chunks that take too long at the end; whichever comes first cancels the other.
-fn hedge(digest: Digest, content: &mut Content, remotes: &mut BTreeMap<PeerId, Remote>, cx: &mut Context<'_>) {
-    let slow: Vec<Pull> = content.pulls.values().filter(|pull| content.hedge_at(pull) <= cx.now).copied().collect();
-    for pull in content.pulls.values_mut().filter(|pull| slow.iter().any(|slow| slow.chunk == pull.chunk)) {
-        pull.hedged = true;
-    }
-    for pull in slow {
-        if content.pulls.values().filter(|other| other.chunk == pull.chunk).count() > 1 {
-            continue;
-        }
-        let able = remotes.iter().filter(|(peer, remote)| {
-            **peer != pull.peer && remote.may_be_asked(cx.now) && remote.offers(|theirs| theirs.contains(pull.chunk))
-        });
-        let Some(peer) = able.min_by_key(|(_, remote)| remote.pulls).map(|(peer, _)| *peer) else { continue };
-        start_pull(digest, content, remotes, cx, peer, pull.chunk, false);
-    }
+    let able = remotes.iter().filter(|(peer, remote)| able(*peer, remote));
+    able.min_by_key(|(_, remote)| remote.pulls).map(|(peer, _)| peer)
 }

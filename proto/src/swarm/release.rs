@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rand::RngExt;
 
-use super::{Context, fetch::Fetch, pick};
+use super::{Context, fetch::Fetch, near::Near, neighbour::Remote, pick};
 use crate::{
     chunk::{ChunkIndex, ChunkSet},
     limits::Limits,
@@ -45,6 +45,12 @@ impl Releases {
         if self.pending.get(&chunk).is_some_and(|(to, _)| *to == peer) {
             self.confirm(chunk);
         }
+    }
+
+    /// Everything may be told to everybody; returns what that is.
+    pub(super) fn open(&mut self) -> Vec<ChunkIndex> {
+        let Self { waiting, pending, confirmed } = std::mem::take(self);
+        waiting.into_iter().chain(pending.into_keys()).chain(confirmed).collect()
     }
 
     /// Nobody waits for chunks: the next that comes may see all.
@@ -104,41 +110,82 @@ impl Fetch {
         self.release(cx);
     }
 
+    /// Lets others know of a new chunk: one peer at first if this node brought it in (from the origin, or from another
+    /// zone), else all subscribers.
+    pub(super) fn show(&mut self, cx: &mut Context<'_>, chunk: ChunkIndex, from: Option<PeerId>) {
+        let Some(content) = &mut self.content else { return };
+        let near = from.map(|peer| self.remotes.get(peer).map_or(Near::Zone, |remote| remote.near));
+        let unique = match near {
+            None => content.rarity[chunk.at()] == 0,
+            Some(Near::Far) if self.lease.is_some() => {
+                let near = |remote: &Remote| remote.near != Near::Far && remote.offers(|theirs| theirs.contains(chunk));
+                !self.remotes.values().any(near)
+            }
+            Some(Near::Rack | Near::Zone | Near::Far) => false,
+        };
+        if unique && content.layout().count() >= cx.limits.release_chunks_min {
+            content.releases.add(chunk);
+        } else {
+            self.tell_later(cx, chunk);
+        }
+    }
+
     /// Shows waiting chunks to subscribers, within the limits; offers confirmed ones when none waits.
     pub(super) fn release(&mut self, cx: &mut Context<'_>) {
         let Some(content) = &mut self.content else { return };
+        if content.releases.is_idle() && content.releases.confirmed.is_empty() {
+            return;
+        }
         content.releases.expire(cx.now, cx.limits);
+        let shown = self.show_waiting(cx);
+        for (peer, chunks) in shown {
+            cx.send(peer, Message::Fresh { digest: self.digest, chunks });
+        }
+        let Some(content) = &mut self.content else { return };
+        if let Some(due) = content.releases.deadline(cx.limits) {
+            self.arm(due);
+        }
+        let Some(content) = &mut self.content else { return };
+        if content.releases.is_idle() && !content.releases.confirmed.is_empty() {
+            content.untold.append(&mut content.releases.confirmed);
+            content.tell_at.get_or_insert(content.told + cx.limits.got_delay);
+            self.tell_due(cx);
+        }
+    }
+
+    /// Picks a peer for each waiting chunk while there is room: of the own zone if there are any, at random among those
+    /// that were shown the fewest.
+    fn show_waiting(&mut self, cx: &mut Context<'_>) -> BTreeMap<PeerId, Vec<ChunkIndex>> {
         let mut shown: BTreeMap<PeerId, Vec<ChunkIndex>> = BTreeMap::new();
-        let subscribers = self.remotes.values().filter(|remote| remote.subscriber).count();
-        let per_peer = pick::share(cx.limits.releases_max, cx.limits.releases_per_peer_max, subscribers);
-        let waiting: Vec<ChunkIndex> = content.releases.waiting.iter().copied().collect();
-        for chunk in waiting {
+        let Some(content) = &mut self.content else { return shown };
+        let near = self.remotes.values().any(|remote| remote.subscriber && remote.near != Near::Far);
+        let takes = |remote: &Remote| remote.subscriber && (!near || remote.near != Near::Far);
+        let takers: Vec<(PeerId, &Remote)> = self.remotes.iter().filter(|(_, remote)| takes(remote)).collect();
+        let per_peer = pick::share(cx.limits.releases_max, cx.limits.releases_per_peer_max, takers.len());
+        let mut next = ChunkIndex::FIRST;
+        while content.releases.pending.len() < cx.limits.releases_max
+            && let Some(chunk) = content.releases.waiting.range(next..).next().copied()
+        {
+            next = chunk.next();
             let room = |peer: PeerId| per_peer.saturating_sub(content.releases.pending_at(peer));
-            let mut takers = self.remotes.iter().filter(|(_, remote)| remote.subscriber).peekable();
-            let full = content.releases.pending.len() >= cx.limits.releases_max;
-            if full || takers.peek().is_none() || !takers.clone().any(|(peer, _)| room(*peer) > 0) {
+            if !takers.iter().any(|(peer, _)| room(*peer) > 0) {
                 break;
             }
-            let lacking = takers.filter(|(_, remote)| !remote.offers(|theirs| theirs.contains(chunk)));
-            let lacking: Vec<PeerId> = lacking.map(|(peer, _)| *peer).collect();
-            if lacking.is_empty() {
+            let lacking = takers.iter().filter(|(_, remote)| !remote.offers(|theirs| theirs.contains(chunk)));
+            let mut lacking = lacking.map(|(peer, _)| *peer).peekable();
+            if lacking.peek().is_none() {
                 // Everybody has it from elsewhere.
+                drop(lacking);
                 content.releases.confirm(chunk);
                 continue;
             }
-            let able = lacking.into_iter().filter(|peer| room(*peer) > 0);
             let random = &mut *cx.rng;
+            let able = lacking.filter(|peer| room(*peer) > 0);
             let Some(peer) = able.max_by_key(|peer| (room(*peer), random.random::<u32>())) else { continue };
             content.releases.waiting.remove(&chunk);
             content.releases.pending.insert(chunk, (peer, cx.now));
             shown.entry(peer).or_default().push(chunk);
         }
-        for (peer, chunks) in shown {
-            cx.send(peer, Message::Fresh { digest: self.digest, chunks });
-        }
-        if content.releases.is_idle() && !content.releases.confirmed.is_empty() {
-            content.untold.append(&mut content.releases.confirmed);
-            self.tell_due(cx);
-        }
+        shown
     }
 }

@@ -33,6 +33,8 @@ struct Node {
     have: BTreeSet<ChunkIndex>,
     cancelled: BTreeSet<PullId>,
     stopped: BTreeSet<RunId>,
+    /// Streams whose chunks are stored unhashed.
+    raw: BTreeSet<RunId>,
 }
 
 struct World {
@@ -69,10 +71,15 @@ fn state(chunk: ChunkIndex) -> State {
     if chunk == ChunkIndex::FIRST { State::INITIAL } else { State([chunk.0 as u8; 32]) }
 }
 
+/// What a chunk's link truly ends in.
+fn link_end(digest: Digest, layout: Layout, chunk: ChunkIndex) -> LinkEnd {
+    if chunk == layout.last() { LinkEnd::Digest(digest) } else { LinkEnd::State(state(chunk.next())) }
+}
+
 impl World {
     fn new(nodes: usize, limits: &Limits) -> Self {
         let node = |at: usize| Node {
-            swarm: Swarm::new(peer(at), limits.clone(), at as u64),
+            swarm: Swarm::new(peer(at), Place::default(), limits.clone(), at as u64),
             tracker: Tracker::new(limits.clone(), at as u64),
             alive: true,
             complete: false,
@@ -80,6 +87,7 @@ impl World {
             have: BTreeSet::new(),
             cancelled: BTreeSet::new(),
             stopped: BTreeSet::new(),
+            raw: BTreeSet::new(),
         };
         Self {
             now: Time::ZERO,
@@ -126,7 +134,7 @@ impl World {
                 return true;
             }
             let timers = self.nodes.iter().enumerate().filter(|(_, node)| node.alive).flat_map(|(at, node)| {
-                let swarm = node.swarm.deadline().map(|(time, _)| (time, at, false));
+                let swarm = node.swarm.deadline().map(|time| (time, at, false));
                 let tracker = node.tracker.deadline().map(|time| (time, at, true));
                 swarm.into_iter().chain(tracker)
             });
@@ -203,7 +211,7 @@ impl World {
             return;
         }
         if !self.origin_up {
-            let failure = Some(self.origin.unwrap_or(OriginFailure::Transient));
+            let failure = Some(self.origin.unwrap_or(OriginFailure::TRANSIENT));
             self.push(HOP, Event::Swarm(node, Input::OriginEnded { digest, run, failure }));
             return;
         }
@@ -215,14 +223,8 @@ impl World {
         }
         self.origin_bytes += layout.len(chunk);
         self.nodes[node].have.insert(chunk);
-        let (end, segment) = if chunk == layout.last() {
-            (LinkEnd::Digest(digest), None)
-        } else {
-            let states = vec![state(chunk), state(chunk.next())];
-            let segment = Segment { author: peer(node), from: chunk, states, signature: Signature([0; 64]) };
-            (LinkEnd::State(state(chunk.next())), Some(segment))
-        };
-        self.push(Duration::ZERO, Event::Swarm(node, Input::OriginChunk { digest, run, chunk, end, segment }));
+        let end = (!self.nodes[node].raw.contains(&run)).then(|| link_end(digest, layout, chunk));
+        self.push(Duration::ZERO, Event::Swarm(node, Input::OriginChunk { digest, run, chunk, end }));
         if chunk == layout.last() || until == Some(chunk.next()) {
             self.push(HOP, Event::Swarm(node, Input::OriginEnded { digest, run, failure: None }));
         } else {
@@ -240,8 +242,8 @@ impl World {
             Output::Dial { contact } => {
                 let to = usize::from(contact.peer.0[0]);
                 if self.nodes[to].alive {
-                    self.push(HOP * 2, Event::Swarm(at, Input::Connected { peer: peer(to) }));
-                    self.push(HOP * 2, Event::Swarm(to, Input::Connected { peer: peer(at) }));
+                    self.push(HOP * 2, Event::Swarm(at, Input::Connected { peer: peer(to), place: Place::default() }));
+                    self.push(HOP * 2, Event::Swarm(to, Input::Connected { peer: peer(at), place: Place::default() }));
                 } else {
                     self.push(HOP * 500, Event::Swarm(at, Input::Disconnected { peer: peer(to) }));
                 }
@@ -254,9 +256,24 @@ impl World {
                 self.nodes[at].cancelled.insert(pull);
             }
             Output::PullOrigin { digest, run, from, until, before } => {
-                assert_eq!(before, state(from));
+                match before {
+                    Some(before) => assert_eq!(before, state(from)),
+                    None => {
+                        self.nodes[at].raw.insert(run);
+                    }
+                }
                 self.origin_runs += 1;
                 self.push(HOP, Event::Origin { node: at, digest, run, chunk: from, until, opened: false });
+            }
+            Output::Hash { digest, chunk, before } => {
+                assert_eq!(before, state(chunk));
+                assert!(self.nodes[at].have.contains(&chunk), "only what is stored can be hashed");
+                let end = Some(link_end(digest, self.layout(), chunk));
+                self.push(HOP, Event::Swarm(at, Input::Hashed { digest, chunk, end }));
+            }
+            Output::Sign { digest, from, states, .. } => {
+                let segment = Segment { author: peer(at), from, states, signature: Signature([0; 64]) };
+                self.push(Duration::ZERO, Event::Swarm(at, Input::Signed { digest, segment: segment.into() }));
             }
             Output::StopOrigin { run, .. } => {
                 self.nodes[at].stopped.insert(run);
@@ -267,7 +284,7 @@ impl World {
                 let states = self.layout().chunks().map(state).collect();
                 let segment =
                     Segment { author: peer(at), from: ChunkIndex::FIRST, states, signature: Signature([0; 64]) };
-                self.push(HOP, Event::Swarm(at, Input::Sealed { digest, segments: vec![segment] }));
+                self.push(HOP, Event::Swarm(at, Input::Sealed { digest, segments: vec![segment.into()] }));
             }
             Output::Failed { why, .. } => self.nodes[at].failed = Some(why),
             Output::Report(super::Event::CorruptChunk { peer, .. }) => {
@@ -294,6 +311,7 @@ impl World {
             | Message::Have { .. }
             | Message::Got { .. }
             | Message::Fresh { .. }
+            | Message::Peers { .. }
             | Message::Segment { .. }
             | Message::Unknown { .. } => Event::Swarm(to, Input::Received { peer: peer(from), message }),
         };
@@ -441,7 +459,7 @@ fn a_tracker_that_died_in_silence_is_left_long_before_its_connection_breaks() {
 #[test]
 fn fresh_chunks_are_taken_at_once_beside_all_other_pulls() {
     let limits = Limits { pulls_max: 2, ..Limits::default() };
-    let mut swarm = Swarm::new(peer(9), limits, 1);
+    let mut swarm = Swarm::new(peer(9), Place::default(), limits, 1);
     let mut out = Vec::new();
     let layout = Layout::new(SIZE).expect("small");
     let (many, fresh) = (ChunkSet::full(layout.count()), layout.last());
@@ -460,11 +478,11 @@ fn fresh_chunks_are_taken_at_once_beside_all_other_pulls() {
     tell(Input::Wanted { digest, restored: None });
     let empty = ChunkSet::empty(layout.count());
     for (from, chunks) in [(1, most), (2, empty)] {
-        tell(Input::Connected { peer: peer(from) });
+        tell(Input::Connected { peer: peer(from), place: Place::default() });
         tell(Input::Received { peer: peer(from), message: Message::Subscribe { digest, frontier: ChunkIndex::FIRST } });
         tell(Input::Received { peer: peer(from), message: Message::Have { digest, size: SIZE, chunks } });
     }
-    let pulls = tell(Input::Received { peer: peer(1), message: Message::Segment { digest, size: SIZE, segment } });
+    let pulls = tell(Input::Received { peer: peer(1), message: Message::Segment { digest, size: SIZE, segment: segment.into() } });
     assert_eq!(pulls.len(), 2);
     let pulls = tell(Input::Received { peer: peer(2), message: Message::Fresh { digest, chunks: vec![fresh] } });
     assert_eq!(pulls, [(peer(2), fresh)]);
@@ -472,7 +490,7 @@ fn fresh_chunks_are_taken_at_once_beside_all_other_pulls() {
 
 #[test]
 fn a_peer_whose_states_are_known_is_told_to_send_no_more() {
-    let mut swarm = Swarm::new(peer(9), Limits::default(), 1);
+    let mut swarm = Swarm::new(peer(9), Place::default(), Limits::default(), 1);
     let mut out = Vec::new();
     let layout = Layout::new(SIZE).expect("small");
     let states = layout.chunks().map(state).collect();
@@ -480,11 +498,11 @@ fn a_peer_whose_states_are_known_is_told_to_send_no_more() {
     let digest = digest();
     swarm.handle(Time::ZERO, Input::Wanted { digest, restored: None }, &mut out);
     for from in [1, 2] {
-        swarm.handle(Time::ZERO, Input::Connected { peer: peer(from) }, &mut out);
+        swarm.handle(Time::ZERO, Input::Connected { peer: peer(from), place: Place::default() }, &mut out);
         let message = Message::Subscribe { digest, frontier: ChunkIndex::FIRST };
         swarm.handle(Time::ZERO, Input::Received { peer: peer(from), message }, &mut out);
         out.clear();
-        let message = Message::Segment { digest, size: SIZE, segment: segment.clone() };
+        let message = Message::Segment { digest, size: SIZE, segment: segment.clone().into() };
         swarm.handle(Time::ZERO, Input::Received { peer: peer(from), message }, &mut out);
         let enough = Output::Send { peer: peer(from), message: Message::Subscribe { digest, frontier: layout.last() } };
         assert_eq!(out.contains(&enough), from == 2, "{out:?}");
@@ -503,7 +521,7 @@ fn chunks_that_others_have_do_not_hold_back_those_they_lack() {
     }
     let states = (0..=half).map(|at| state(ChunkIndex(at))).collect();
     let segment = Segment { author: peer(1), from: ChunkIndex::FIRST, states, signature: Signature([0; 64]) };
-    let restored = Some(Restored { size: SIZE, segments: vec![segment], have });
+    let restored = Some(Restored { size: SIZE, segments: vec![segment.into()], have });
     world.want(0);
     world.push(HOP * 8, Event::Swarm(1, Input::Wanted { digest: digest(), restored }));
     assert!(world.run(Duration::from_secs(5), World::all_complete), "{}", world.describe());
@@ -511,11 +529,11 @@ fn chunks_that_others_have_do_not_hold_back_those_they_lack() {
 
 #[test]
 fn a_size_that_nobody_signed_makes_no_room() {
-    let mut swarm = Swarm::new(peer(9), Limits::default(), 1);
+    let mut swarm = Swarm::new(peer(9), Place::default(), Limits::default(), 1);
     let mut out = Vec::new();
     let digest = digest();
     swarm.handle(Time::ZERO, Input::Wanted { digest, restored: None }, &mut out);
-    swarm.handle(Time::ZERO, Input::Connected { peer: peer(1) }, &mut out);
+    swarm.handle(Time::ZERO, Input::Connected { peer: peer(1), place: Place::default() }, &mut out);
     let subscribe = Message::Subscribe { digest, frontier: ChunkIndex::FIRST };
     swarm.handle(Time::ZERO, Input::Received { peer: peer(1), message: subscribe }, &mut out);
     let size = 200 << 30;

@@ -10,7 +10,7 @@ use crate::{
     limits::Limits,
     peer::{Contact, PeerId},
     time::Time,
-    wire::{Epoch, Join, Message, Standing},
+    wire::{Grant, Join, Message, Scope, Standing},
 };
 
 /// A fetch that gets nothing for so long looks whether its tracker is alive. The first that joins becomes the lease
@@ -111,8 +111,10 @@ impl Tracking {
             State::Idle | State::Locating { .. } | State::Fallback { .. } => &[],
             State::Joining { .. } | State::Joined { .. } | State::Asking { .. } | State::Completing => &*self.trackers,
         };
-        for tracker in told.iter().filter(|tracker| cx.links.up.contains(&tracker.peer) || tracker.peer == cx.me) {
-            cx.out.push(Output::Send { peer: tracker.peer, message: Message::Leave { digest } });
+        for tracker in told {
+            if cx.is_up(tracker.peer) {
+                cx.send(tracker.peer, Message::Leave { digest });
+            }
         }
     }
 }
@@ -184,7 +186,7 @@ impl Fetch {
     fn send_join(&self, cx: &mut Context<'_>, tracker: PeerId) {
         let have = self.content.as_ref().map_or(0, |content| content.have.len());
         let lease = self.lease.as_ref().and_then(super::lease::Lease::report);
-        let join = Join { digest: self.digest, have, standing: self.standing(), lease };
+        let join = Join { digest: self.digest, have, standing: self.standing(), place: cx.place, lease };
         cx.send(tracker, Message::Join(join));
     }
 
@@ -254,7 +256,7 @@ impl Fetch {
         cx: &mut Context<'_>,
         peer: PeerId,
         peers: &[Contact],
-        lease: Option<Epoch>,
+        lease: Option<Grant>,
         served: bool,
     ) {
         // An answer that comes late, when others were asked or the fallback was prepared, is as good.
@@ -278,7 +280,7 @@ impl Fetch {
         }
         self.tracking.assured = served.then_some(cx.now);
         match lease {
-            Some(epoch) if self.shut.is_none() => self.take_lease(cx, epoch),
+            Some(grant) if self.shut.is_none() || grant.scope == Scope::Zone => self.take_lease(cx, grant),
             None if served && self.lease.as_ref().is_some_and(super::lease::Lease::is_untracked) => self.drop_lease(cx),
             Some(_) | None => {}
         }

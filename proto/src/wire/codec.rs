@@ -21,7 +21,7 @@ use crate::{
     chunk::{ChunkIndex, ChunkSet, Layout},
     claim::{Segment, Signature},
     digest::{Algorithm, Digest},
-    peer::{Contact, PeerId},
+    peer::{Contact, PeerId, Place},
 };
 
 /// Bytes in front of a frame's body: its length, little-endian.
@@ -171,7 +171,7 @@ fn decode<T: Decode<()>>(body: &[u8]) -> Result<T, WireError> {
 fn check(message: &Message) -> Result<(), WireError> {
     let limit = |holds, limit| if holds { Ok(()) } else { Err(WireError::Limit(limit)) };
     match message {
-        Message::Joined { peers, .. } => limit(peers.len() <= CONTACTS_MAX, "too many contacts"),
+        Message::Joined { peers, .. } | Message::Peers { peers, .. } => limit(peers.len() <= CONTACTS_MAX, "too many contacts"),
         Message::Join(join) => limit(join.have <= CHUNKS_MAX, "more chunks than the largest blob has"),
         Message::Have { size, chunks, .. } => {
             limit(chunks.capacity() == layout(*size)?.count(), "the chunk set does not fit the blob's size")
@@ -289,6 +289,20 @@ impl<Context> Decode<Context> for Contact {
     }
 }
 
+/// Zone, then rack.
+impl Encode for Place {
+    fn encode<E: Encoder>(&self, encoder: &mut E) -> Result<(), EncodeError> {
+        self.zone.encode(encoder)?;
+        self.rack.encode(encoder)
+    }
+}
+
+impl<Context> Decode<Context> for Place {
+    fn decode<D: Decoder<Context = Context>>(decoder: &mut D) -> Result<Self, DecodeError> {
+        Ok(Self { zone: Decode::decode(decoder)?, rack: Decode::decode(decoder)? })
+    }
+}
+
 /// Types that are an array of bytes and go out as these bytes alone.
 macro_rules! bytes_on_the_wire {
     ($($name:ident),+) => {$(
@@ -319,4 +333,4 @@ macro_rules! never_borrowed {
     )+};
 }
 
-never_borrowed!(Digest, ChunkIndex, ChunkSet, State, Segment, Signature, PeerId, Contact);
+never_borrowed!(Digest, ChunkIndex, ChunkSet, State, Segment, Signature, PeerId, Contact, Place);

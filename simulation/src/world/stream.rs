@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use shoal_proto::{
-    chain::LinkEnd,
+    chain::{LinkEnd, State},
+    chunk::ChunkIndex,
+    digest::Digest,
     swarm::{Input, RunId},
 };
 
@@ -49,7 +51,7 @@ impl World {
         let (so_far, digest, last) = (stream.bytes, truth.digest, truth.layout.last());
         let end = chunk == last || stream.until == Some(chunk.next());
         let link_end = if chunk == last { LinkEnd::Digest(digest) } else { LinkEnd::State(truth.state(chunk.next())) };
-        let segment = (chunk != last).then(|| truth.segment(self.nodes[node].peer, chunk, chunk.next()));
+        let link_end = (!stream.raw).then_some(link_end);
         let next_bytes = if end { 0 } else { truth.layout.len(chunk.next()) };
         self.origin.bytes[blob] += bytes;
         self.note(10, node, u64::from(chunk.0));
@@ -68,11 +70,29 @@ impl World {
         bin.down += bytes;
         bin.origin += bytes;
         self.swarm(node, Input::OriginProgress { digest, run, bytes: so_far });
-        self.swarm(node, Input::OriginChunk { digest, run, chunk, end: link_end, segment });
+        self.swarm(node, Input::OriginChunk { digest, run, chunk, end: link_end });
         if end {
             self.swarm(node, Input::OriginEnded { digest, run, failure: None });
         }
         self.kill_at_progress();
+    }
+
+    /// A node hashes a chunk that it has stored.
+    pub(super) fn hash(&mut self, node: usize, digest: Digest, chunk: ChunkIndex, before: State) {
+        let blob = self.blob(&digest);
+        let truth = &self.blobs[blob];
+        let stored = self.nodes[node].holdings[blob].have.contains(chunk);
+        self.checks.rule(stored && before == truth.state(chunk), || format!("node {node} hashes what it cannot"));
+        let end = if chunk == truth.layout.last() {
+            LinkEnd::Digest(digest)
+        } else {
+            LinkEnd::State(truth.state(chunk.next()))
+        };
+        let bytes = truth.layout.len(chunk) as f64;
+        let took = self.plan.verify_rate.map_or(Duration::ZERO, |rate| {
+            Duration::from_secs_f64(bytes / rate.bytes_per_second() as f64)
+        });
+        self.push(took, Event::Swarm(node, Input::Hashed { digest, chunk, end: Some(end) }));
     }
 
     pub(super) fn stop_stream(&mut self, node: usize, run: RunId) {

@@ -1,0 +1,137 @@
+//! How many range connections to the origin: more than one only where each is slower than all together.
+//!
+//! Some registries and object stores give a connection much less than they could send. Whether another connection helps
+//! is tried out: the rate with one more is held against the rate before, and what does not help is not kept.
+
+use std::time::Duration;
+
+use crate::time::Time;
+
+/// Most connections of one fetch.
+const CONNECTIONS_MAX: usize = 8;
+/// How long a number of connections is measured.
+const MEASURE: Duration = Duration::from_millis(600);
+/// After a change, what comes in is not counted for so long.
+const SETTLE: Duration = Duration::from_millis(150);
+/// One more connection is kept if it brings at least this share of what the others bring on average.
+const GAIN: f64 = 0.5;
+/// A fetch that would be over sooner is not worth a trial.
+const WORTH: Duration = Duration::from_secs(5);
+/// Time between trials once one did not help.
+const PAUSE: Duration = Duration::from_secs(20);
+/// What a stripe takes about, at one connection's rate.
+const STRIPE: Duration = Duration::from_secs(1);
+
+/// How many connections are wanted, and what is being found out.
+#[derive(Debug)]
+pub(super) struct Connections {
+    wanted: usize,
+    phase: Phase,
+    /// The rate with one connection less, in bytes per second.
+    before: f64,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Phase {
+    /// Nothing has come in yet.
+    Opening,
+    /// The number changed a moment ago, or is left alone for a while.
+    Settling { until: Time },
+    /// What comes in is counted.
+    Measuring { since: Time, bytes: u64 },
+}
+
+impl Default for Connections {
+    fn default() -> Self {
+        Self { wanted: 1, phase: Phase::Opening, before: 0.0 }
+    }
+}
+
+impl Connections {
+    /// When it has to be asked again.
+    pub(super) fn due(&self) -> Option<Time> {
+        match self.phase {
+            Phase::Opening => None,
+            Phase::Settling { until } => Some(until),
+            Phase::Measuring { since, .. } => Some(since + MEASURE),
+        }
+    }
+
+    /// The number of connections to have now, given the bytes that came in so far and those that are still to come, if
+    /// that is known.
+    pub(super) fn wanted(&mut self, now: Time, bytes: u64, remaining: Option<u64>) -> usize {
+        match self.phase {
+            Phase::Opening if bytes > 0 => self.phase = Phase::Settling { until: now + SETTLE },
+            Phase::Settling { until } if until <= now => self.phase = Phase::Measuring { since: now, bytes },
+            Phase::Measuring { since, bytes: before } if since + MEASURE <= now => {
+                let rate = bytes.saturating_sub(before) as f64 / now.since(since).as_secs_f64();
+                self.judge(now, rate, remaining);
+            }
+            Phase::Opening | Phase::Settling { .. } | Phase::Measuring { .. } => {}
+        }
+        self.wanted
+    }
+
+    fn judge(&mut self, now: Time, rate: f64, remaining: Option<u64>) {
+        let others = (self.wanted - 1) as f64;
+        let helps = others < 1.0 || rate >= self.before * (1.0 + GAIN / others);
+        let left = remaining.map_or(0.0, |remaining| remaining as f64 / rate.max(1.0));
+        if !helps {
+            self.wanted -= 1;
+            self.phase = Phase::Settling { until: now + PAUSE };
+        } else if self.wanted < CONNECTIONS_MAX && left > WORTH.as_secs_f64() {
+            self.wanted += 1;
+            self.phase = Phase::Settling { until: now + SETTLE };
+        } else {
+            self.phase = Phase::Settling { until: now + PAUSE };
+        }
+        self.before = rate;
+    }
+
+    /// Chunks of a stripe.
+    pub(super) fn stripe(&self, chunk_bytes: u64) -> u32 {
+        let one = self.before / self.wanted as f64;
+        let chunks = one * STRIPE.as_secs_f64() / chunk_bytes as f64;
+        (chunks as u32).clamp(4, 64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a fetch at an origin with so many bytes per second a connection and in all comes to.
+    fn settle(connection: f64, all: f64) -> usize {
+        let (mut connections, mut bytes, mut open) = (Connections::default(), 0.0, 1);
+        let mut now = Time::ZERO;
+        for _ in 0..1500 {
+            open = connections.wanted(now, bytes as u64, Some(u64::MAX));
+            now = now + Duration::from_millis(10);
+            bytes += (open as f64 * connection).min(all) * 0.01;
+        }
+        open
+    }
+
+    #[test]
+    fn as_many_connections_as_help_are_used() {
+        assert_eq!(settle(25e6, 100e6), 4);
+        assert_eq!(settle(25e6, 1e9), CONNECTIONS_MAX);
+    }
+
+    #[test]
+    fn one_connection_that_gets_everything_stays_alone() {
+        assert_eq!(settle(100e6, 100e6), 1);
+    }
+
+    #[test]
+    fn a_fetch_that_is_soon_over_tries_nothing() {
+        let mut connections = Connections::default();
+        let mut now = Time::ZERO;
+        let mut open = 0;
+        for step in 0..500_u64 {
+            open = connections.wanted(now, step * 1_000_000, Some(100_000_000));
+            now = now + Duration::from_millis(10);
+        }
+        assert_eq!(open, 1);
+    }
+}

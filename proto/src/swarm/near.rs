@@ -1,0 +1,138 @@
+//! Near and far: bytes come from the own rack and zone where they can.
+//!
+//! Into a zone one node imports, under a lease of that scope, as one node streams from the origin. Into a rack every node
+//! imports its share: of the rack's members that a node knows, the one whose hash with the chunk is largest brings that
+//! chunk in, and the others wait for it. Nothing of this is needed for a fetch to end: a node that gets nothing for a
+//! moment asks whomever it can.
+
+use std::time::Duration;
+
+use super::{Context, content::Content, fetch::Fetch, neighbour::Remote};
+use crate::{
+    chunk::{ChunkIndex, ChunkSet},
+    peer::{PeerId, Place},
+    time::Time,
+};
+
+/// A fetch that gets nothing for so long asks other racks for chunks that are not its own to bring in.
+const RACK_PATIENCE: Duration = Duration::from_millis(150);
+/// A fetch that gets nothing for so long asks other zones too.
+const ZONE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How near a peer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Near {
+    /// In the same rack.
+    Rack,
+    /// In the same zone, as far as is known.
+    #[default]
+    Zone,
+    /// In another zone.
+    Far,
+}
+
+impl Near {
+    pub(super) const fn of(one: Place, other: Place) -> Self {
+        if one.shares_rack(other) {
+            Self::Rack
+        } else if one.shares_zone(other) {
+            Self::Zone
+        } else {
+            Self::Far
+        }
+    }
+}
+
+/// Which chunks a node brings into its rack.
+#[derive(Debug, Default)]
+pub(super) struct Duty {
+    /// None if all: no other member of the rack is known.
+    chunks: Option<ChunkSet>,
+    /// Members came or went.
+    stale: bool,
+}
+
+impl Duty {
+    /// Members of the rack came or went.
+    pub(super) fn touch(&mut self) {
+        self.stale = true;
+    }
+}
+
+impl Fetch {
+    /// Finds out anew which chunks are this node's to bring into its rack, if the members changed.
+    pub(super) fn settle_duty(&mut self, me: PeerId) {
+        let Some(content) = &self.content else { return };
+        if !std::mem::take(&mut self.duty.stale) {
+            return;
+        }
+        let mates = self.remotes.iter().filter(|(_, remote)| remote.near == Near::Rack).map(|(peer, _)| key(peer));
+        let mates: Vec<u64> = mates.collect();
+        if mates.is_empty() {
+            self.duty.chunks = None;
+            return;
+        }
+        let me = key(me);
+        let mut own = ChunkSet::empty(content.layout().count());
+        for chunk in content.layout().chunks() {
+            let weight = weigh(me, chunk);
+            if mates.iter().all(|mate| weigh(*mate, chunk) < weight) {
+                own.insert(chunk);
+            }
+        }
+        self.duty.chunks = Some(own);
+    }
+
+    /// Whether chunks may be asked of this peer at all: of other zones only by whoever imports, or in need.
+    pub(super) fn may_ask(&self, cx: &Context<'_>, remote: &Remote) -> bool {
+        remote.near != Near::Far || self.imports() || self.is_hungry(cx.now, ZONE_PATIENCE)
+    }
+
+    /// Whether a chunk may be asked of this peer now: of other racks only by whose turn it is, or in need.
+    pub(super) fn may_fetch(&self, remote: &Remote, chunk: ChunkIndex, hungry: bool) -> bool {
+        match (&self.duty.chunks, remote.near) {
+            (None, _) | (Some(_), Near::Rack | Near::Far) => true,
+            (Some(own), Near::Zone) => hungry || own.contains(chunk),
+        }
+    }
+
+    /// Whether a peer has anything that may be asked of it now.
+    pub(super) fn wants_any(&self, content: &Content, remote: &Remote, theirs: &ChunkSet, hungry: bool) -> bool {
+        let mut wanted = content.wanted(theirs);
+        if self.duty.chunks.is_none() || remote.near != Near::Zone {
+            return wanted.next().is_some();
+        }
+        wanted.any(|chunk| self.may_fetch(remote, chunk, hungry))
+    }
+
+    /// Whether this fetch got nothing for as long as its rack's members may be waited for.
+    pub(super) fn is_rack_hungry(&self, now: Time) -> bool {
+        self.duty.chunks.is_some() && self.is_hungry(now, RACK_PATIENCE)
+    }
+
+    fn is_hungry(&self, now: Time, patience: Duration) -> bool {
+        self.progressed + patience <= now
+    }
+
+    /// When a fetch that waits for its rack or zone stops waiting.
+    pub(super) fn hunger_due(&self, now: Time) -> Option<Time> {
+        let rack = self.duty.chunks.as_ref().map(|_| self.progressed + RACK_PATIENCE);
+        let far = self.remotes.values().any(|remote| remote.near == Near::Far);
+        let zone = (far && !self.imports()).then(|| self.progressed + ZONE_PATIENCE);
+        rack.into_iter().chain(zone).filter(|due| *due > now).min()
+    }
+}
+
+/// A peer as a number, for weighing.
+fn key(peer: PeerId) -> u64 {
+    let [a, b, c, d, e, f, g, h, ..] = peer.0;
+    u64::from_le_bytes([a, b, c, d, e, f, g, h])
+}
+
+/// What a peer weighs for a chunk (rendezvous hashing): all that know the same peers agree on the heaviest.
+const fn weigh(peer: u64, chunk: ChunkIndex) -> u64 {
+    let mut x = peer ^ (chunk.0 as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
