@@ -98,7 +98,7 @@ impl Default for Limits {
             neighbours_max: 20,
             remotes_max: 60,
             pulls_max: 12,
-            node_pulls_max: 32,
+            node_pulls_max: 12,
             pull_bytes_max: 48 << 20,
             pulls_per_peer_max: 2,
             uploads_max: 12,
