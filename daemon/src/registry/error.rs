@@ -157,7 +157,12 @@ mod tests {
         for (error, status, code, part) in [
             (OriginError::NotFound { host: host() }, 404, Code::BlobUnknown, "not found at origin registry.test"),
             (OriginError::Denied { host: host() }, 404, Code::BlobUnknown, "access denied at origin registry.test"),
-            (OriginError::RateLimited { host: host(), retry_after: None }, 503, Code::Unavailable, "rate limited by origin registry.test"),
+            (
+                OriginError::RateLimited { host: host(), retry_after: None },
+                503,
+                Code::Unavailable,
+                "rate limited by origin registry.test",
+            ),
             (OriginError::Unavailable { host: host(), why: why() }, 503, Code::Unavailable, "connection refused"),
             (OriginError::Protocol { host: host(), why: why() }, 503, Code::Unavailable, "registry.test"),
         ] {
