@@ -54,6 +54,7 @@ pub use self::{
     output::{Event, FetchError, FetchView, Output},
 };
 use crate::{
+    chain::State,
     claim::Segment,
     digest::Digest,
     limits::Limits,
@@ -306,6 +307,12 @@ impl Swarm {
     #[must_use]
     pub fn segments(&self, digest: &Digest) -> &[Arc<Segment>] {
         self.fetches.get(digest).map_or(&[], Fetch::segments)
+    }
+
+    /// The states of a blob's chain from the initial one, as far as known, signed or not.
+    #[must_use]
+    pub fn states(&self, digest: &Digest) -> &[State] {
+        self.fetches.get(digest).map_or(&[], Fetch::states)
     }
 
     fn parts<'a>(

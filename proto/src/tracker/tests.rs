@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use super::*;
+use crate::peer::Place;
 
 fn peer(id: u8) -> PeerId {
     PeerId([id; 32])
@@ -18,7 +19,11 @@ fn digest() -> Digest {
 }
 
 fn join(standing: Standing) -> Join {
-    Join { digest: digest(), have: 0, standing, lease: None }
+    Join { digest: digest(), have: 0, standing, place: Place::default(), lease: None }
+}
+
+fn held(epoch: Epoch, bytes: u64) -> Held {
+    Held { epoch, scope: Scope::Origin, bytes }
 }
 
 struct Rig {
@@ -46,7 +51,7 @@ impl Rig {
         let out = self.join(id, join);
         let found = out.into_iter().filter(|send| send.peer == peer(id)).find_map(|send| {
             let Message::Joined { lease, served, peers, .. } = send.message else { return None };
-            Some((lease, served, peers))
+            Some((lease.map(|grant| grant.epoch), served, peers))
         });
         found.expect("every joiner but a complete one is answered")
     }
@@ -117,7 +122,7 @@ fn a_holder_that_beats_but_does_not_move_is_replaced() {
     let beats = limits.lease_stall.as_millis() / limits.lease_heartbeat.as_millis() + 1;
     let mut grants = Vec::new();
     for _ in 0..beats {
-        rig.join(1, Join { lease: lease.map(|epoch| (epoch, 5)), ..join(Standing::Starved) });
+        rig.join(1, Join { lease: lease.map(|epoch| held(epoch, 5)), ..join(Standing::Starved) });
         rig.join(2, join(Standing::Starved));
         grants.extend(granted(&rig.wait(limits.lease_heartbeat)));
     }
@@ -130,7 +135,7 @@ fn two_leases_for_one_blob_end_with_the_same_one_at_every_tracker() {
         let mut rig = Rig::new();
         let mut revoked = Vec::new();
         for id in order {
-            let out = rig.join(id, Join { lease: Some((Epoch(1), 10)), ..join(Standing::Fetching) });
+            let out = rig.join(id, Join { lease: Some(held(Epoch(1), 10)), ..join(Standing::Fetching) });
             revoked.extend(out.into_iter().filter(|send| matches!(send.message, Message::Revoked { .. })));
         }
         assert_eq!(revoked.iter().map(|send| send.peer).collect::<Vec<_>>(), [peer(2)]);
