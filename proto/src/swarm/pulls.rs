@@ -189,6 +189,7 @@ impl Fetch {
             Verdict::Good => {
                 if let Some(content) = &mut self.content {
                     content.note_time(took);
+                    cx.links.pace.pulled(content.layout().len(pull.chunk), took);
                 }
                 self.arrived(cx, pull.chunk);
                 self.show(cx, pull.chunk, Some(pull.peer));
