@@ -41,6 +41,11 @@ impl Pace {
         self.streams = self.streams.saturating_sub(1);
     }
 
+    /// Whether any stream is open.
+    pub(super) const fn is_streaming(&self) -> bool {
+        self.streams > 0
+    }
+
     /// A chunk of so many bytes came from the origin.
     pub(super) fn came(&mut self, now: Time, bytes: u64) {
         match &mut self.measuring {
@@ -72,7 +77,7 @@ impl Pace {
         }
         match self.stream {
             Some(stream) if self.measuring.is_none() && self.pull > 0.0 => {
-                let worth = (stream / self.pull).min(most as f64).round() as usize;
+                let worth = (stream / self.pull).min(most as f64).ceil() as usize;
                 (most - worth).max(1)
             }
             _ => 1,
@@ -104,7 +109,7 @@ mod tests {
     fn pulls_take_what_a_stream_leaves() {
         assert_eq!(settle(300e6, 150e6, 37.5e6), 4);
         assert_eq!(settle(300e6, 300e6, 37.5e6), 1);
-        assert_eq!(settle(300e6, 10e6, 37.5e6), 8);
+        assert_eq!(settle(300e6, 10e6, 37.5e6), 7);
     }
 
     #[test]

@@ -125,7 +125,8 @@ impl Fetch {
     fn pull_fresh(&mut self, cx: &mut Context<'_>) {
         loop {
             let Some(content) = &mut self.content else { return };
-            if content.fresh.is_empty() || content.pulls.len() >= content.pulls_max(cx.limits) * 2 {
+            let most = if cx.links.pace.is_streaming() { cx.pulls_max() } else { cx.limits.node_pulls_max * 2 };
+            if content.fresh.is_empty() || cx.links.pulls >= most {
                 return;
             }
             let end = content.verifiable_end();
