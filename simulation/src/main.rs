@@ -29,23 +29,28 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run a plan and report: how long the last node took against the physical bound, what the origin paid, what went wrong.
+    /// Run a plan and report how long it took against the physical bound, what the origin paid, what went wrong
     Run(Run),
-    /// List the plans that come with the program.
+    /// List the plans that come with the program
     Plans {
         /// Print the text of this plan, as a pattern for your own.
         plan: Option<String>,
     },
-    /// Show two result files in one table, with the differences. Files are what `run --json` prints; several results may
-    /// stand in one file, one after another.
+    /// Show two result files in one table, with the differences
+    ///
+    /// Files are what `run --json` prints; several results may stand in one file, one after another. Plans are matched by
+    /// name and settings; one plan on each side is compared whatever its name. A + is worse but for what is not a figure of
+    /// quality; figures of quality that got worse are marked with !.
     Compare {
         /// Results before.
         a: String,
         /// Results after.
         b: String,
     },
-    /// Make one self-contained HTML page with plots from a result file: completion against the bound, what the origin sent,
-    /// how busy links were, bytes between zones.
+    /// Make a self-contained HTML page with plots from a result file
+    ///
+    /// It shows completion against the bound, what the origin sent, how busy links were, bytes between zones, and all
+    /// figures. It needs no network and no scripts.
     Report {
         /// What `run --json` printed; several results may stand in one file, one after another.
         result: String,

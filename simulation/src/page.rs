@@ -13,16 +13,15 @@ const STYLE: &str = include_str!("page/style.css");
 #[must_use]
 pub fn page(results: &[Results]) -> String {
     let title = match results {
-        [one] => format!("Shoal, simulated: {}", one.plan),
-        _ => "Shoal, simulated".to_owned(),
+        [one] => escaped(&format!("{}: Shoal in simulation", one.plan)),
+        _ => "Shoal in simulation".to_owned(),
     };
-    let title = escaped(&title);
     let sections: String = results.iter().map(parts::section).collect();
     let contents = if results.len() > 1 { parts::contents(results) } else { String::new() };
     format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>{title}</title>\n\
-         <style>\n{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n\
+         <style>\n{STYLE}</style>\n</head>\n<body>\n<h1>Shoal in simulation</h1>\n\
          <p class=\"about\">Nodes decide by the daemon's own code; network, origin, DHT and faults are simulated. \
          The bound is what no scheme could beat, with fluid bytes and no delays.</p>\n\
          {contents}{sections}</body>\n</html>\n"

@@ -1,10 +1,9 @@
 //! Plots as SVG. Colours come from the page's style.
 
-/// Size of a plot in its own units; the page scales it.
-const WIDTH: f64 = 720.0;
+/// Height of a plot in its own units; the page scales it.
 const HEIGHT: f64 = 260.0;
 /// Room for labels: left, right, above, below.
-const MARGIN: (f64, f64, f64, f64) = (58.0, 14.0, 12.0, 40.0);
+const MARGIN: (f64, f64, f64, f64) = (66.0, 14.0, 22.0, 42.0);
 
 /// A line in a plot.
 #[derive(Debug, Clone)]
@@ -44,6 +43,8 @@ pub(super) struct Hint {
 pub(super) struct Chart {
     /// What it shows, for those who cannot see it.
     pub label: String,
+    /// Whether it takes the whole width of the page.
+    pub wide: bool,
     /// Name of the horizontal axis.
     pub x_name: String,
     /// Range of the horizontal axis.
@@ -124,10 +125,14 @@ fn tick(value: f64, ticks: &[f64]) -> String {
 }
 
 impl Chart {
+    const fn width(&self) -> f64 {
+        if self.wide { 1080.0 } else { 530.0 }
+    }
+
     fn across(&self, x: f64) -> f64 {
         let (from, to) = self.x;
         let (left, right, ..) = MARGIN;
-        left + (x - from) / (to - from).max(1e-12) * (WIDTH - left - right)
+        left + (x - from) / (to - from).max(1e-12) * (self.width() - left - right)
     }
 
     fn down(&self, y: f64) -> f64 {
@@ -139,8 +144,8 @@ impl Chart {
     /// The plot as an element of a page.
     #[must_use]
     pub(super) fn svg(&self) -> String {
-        let label = escaped(&self.label);
-        let mut svg = format!("<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{label}\">");
+        let (label, width) = (escaped(&self.label), self.width());
+        let mut svg = format!("<svg viewBox=\"0 0 {width} {HEIGHT}\" role=\"img\" aria-label=\"{label}\">");
         self.axes(&mut svg);
         for series in &self.series {
             self.line(&mut svg, series);
@@ -175,15 +180,15 @@ impl Chart {
 
     fn axes(&self, svg: &mut String) {
         let (left, right, _, below) = MARGIN;
-        let (end, floor) = (WIDTH - right, HEIGHT - below);
-        let rows = ticks(self.y, 5.0);
+        let (end, floor) = (self.width() - right, HEIGHT - below);
+        let rows = ticks(self.y, 4.0);
         for row in rows {
             let (y, text) = (self.down(row), self.y_unit.show(row));
             add(svg, format_args!("<line class=\"grid\" x1=\"{left}\" x2=\"{end}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>"));
             let (x, y) = (left - 8.0, y + 4.0);
             add(svg, format_args!("<text class=\"y\" x=\"{x}\" y=\"{y:.1}\">{text}</text>"));
         }
-        let columns = ticks(self.x, 8.0);
+        let columns = ticks(self.x, self.width() / 75.0);
         for column in &columns {
             let (x, text) = (self.across(*column), tick(*column, &columns));
             let (tail, base) = (floor + 5.0, floor + 19.0);
@@ -211,12 +216,11 @@ impl Chart {
 
     fn mark(&self, svg: &mut String, mark: &Mark) {
         let (left, right, above, below) = MARGIN;
-        let (x, floor) = (self.across(mark.at), HEIGHT - below);
-        add(svg, format_args!("<line class=\"mark\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{above}\" y2=\"{floor}\"/>"));
-        // Beside the line, on the side where there is more room.
-        let late = x > f64::midpoint(left, WIDTH - right);
-        let (x, anchor) = if late { (x - 6.0, "end") } else { (x + 6.0, "start") };
-        let (y, text) = (above + 12.0, escaped(&mark.text));
+        let (x, floor, top) = (self.across(mark.at), HEIGHT - below, above - 4.0);
+        add(svg, format_args!("<line class=\"mark\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{top}\" y2=\"{floor}\"/>"));
+        let late = x > f64::midpoint(left, self.width() - right);
+        let anchor = if late { "end" } else { "start" };
+        let (y, text) = (above - 8.0, escaped(&mark.text));
         add(svg, format_args!("<text class=\"mark\" x=\"{x:.1}\" y=\"{y}\" text-anchor=\"{anchor}\">{text}</text>"));
     }
 }
@@ -258,6 +262,6 @@ mod tests {
         let chart = Chart { x: (0.0, 1.0), y: (0.0, 1.0), series, marks, ..Chart::default() };
         let svg = chart.svg();
         assert!(svg.contains("R&amp;D") && chart.legend().contains("a&lt;b"));
-        assert!(svg.contains("706.0 12.0"), "clipped at the right upper corner: {svg}");
+        assert!(svg.contains("516.0 22.0"), "clipped at the right upper corner: {svg}");
     }
 }

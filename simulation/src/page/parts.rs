@@ -2,8 +2,8 @@
 
 use super::chart::{Chart, Hint, Mark, Series, Unit, bytes, escaped, steps};
 use crate::{
-    figures::FIGURES,
-    report::{Report, Usage},
+    figures::{FIGURES, Figure, Values},
+    report::{Report, Traffic, Usage},
     results::Results,
 };
 
@@ -54,16 +54,16 @@ pub(super) fn section(results: &Results) -> String {
             worst.seed
         ),
     };
-    let plots = [completion(results, worst), origin(worst), links(worst)].concat();
+    let (completion, plots) = (completion(results, worst), origin(worst) + &links(worst));
     let replay = escaped(&worst.replay);
     format!(
-        "{head}<p class=\"note\">{} nodes, {} in all layers. {shown}</p>\n{}<div class=\"plots\">\n{plots}{}</div>\n{}{}\
+        "{head}<p class=\"note\">{} nodes, {} in all layers. {shown}</p>\n{}{completion}<div class=\"plots\">\n{plots}</div>\n{}{}{}\
          <p class=\"replay note\">Run it again: <code>{replay}</code></p>\n</section>\n",
         worst.nodes,
         bytes(worst.bytes as f64),
         tiles(results),
-        figures(results),
         zones(worst),
+        figures(results),
         seeds(results),
     )
 }
@@ -83,7 +83,7 @@ fn tiles(results: &Results) -> String {
         ("tile", format!("{:.3}", value("max_over_bound")), "last node / bound"),
         ("tile", format!("{:.3} s", value("max_s")), "last node"),
         ("tile", format!("{:.3} s", value("p99_s")), "99 of 100 nodes"),
-        ("tile", format!("{:.4}", value("origin_copies")), "copies from the origin"),
+        ("tile", format!("{:.4}", value("origin_copies")), "origin copies"),
         ("tile", format!("{:.2} %", value("duplicate_ratio") * 100.0), "bytes taken in vain"),
         (safety(value("unmet")), format!("{:.0}", value("unmet")), "unmet"),
         (safety(wrong), format!("{wrong:.0}"), "wrong bytes, honest blamed"),
@@ -147,6 +147,7 @@ fn completion(results: &Results, worst: &Report) -> String {
     }
     let chart = Chart {
         label: "Share of nodes that are done over time".to_owned(),
+        wide: true,
         x_name: "seconds from a node's first wish".to_owned(),
         x: (from, to + room),
         y: (0.0, 1.0),
@@ -170,14 +171,17 @@ fn hints(quantiles: &[f64]) -> Vec<Hint> {
     pairs.map(hint).collect()
 }
 
+/// Name, class of the style, and value.
+type Line<'a> = (&'a str, &'static str, &'a dyn Fn(&Usage) -> f64);
+
 /// A plot over the time of a run.
-fn over_time(report: &Report, unit: Unit, top: f64, lines: &[(&str, &'static str, &dyn Fn(&Usage) -> f64)]) -> Chart {
+fn over_time(report: &Report, unit: Unit, top: f64, lines: &[Line<'_>]) -> Chart {
     let usages = &report.timeline;
     let end = usages.iter().map(|usage| usage.to_s).fold(report.max_s, f64::max);
-    let line = |(name, class, value): &(&str, &'static str, &dyn Fn(&Usage) -> f64)| Series {
+    let line = |(name, class, value): &Line<'_>| Series {
         name: (*name).to_owned(),
         class,
-        filled: true,
+        filled: *class == "one",
         points: steps(usages.iter().map(|usage| (usage.from_s, usage.to_s, value(usage)))),
     };
     let hint = |usage: &Usage| {
@@ -211,8 +215,7 @@ fn origin(report: &Report) -> String {
 fn links(report: &Report) -> String {
     let most = report.timeline.iter().map(|usage| usage.down.max(usage.holders_up)).fold(1.0, f64::max);
     let (down, up) = (|usage: &Usage| usage.down, |usage: &Usage| usage.holders_up);
-    let lines: [(&str, &'static str, &dyn Fn(&Usage) -> f64); 2] =
-        [("all downlinks", "one", &down), ("uplinks of lease holders", "two", &up)];
+    let lines: [Line<'_>; 2] = [("all downlinks", "one", &down), ("uplinks of lease holders", "two", &up)];
     let mut chart = over_time(report, Unit::Share, most * 1.05, &lines);
     "How busy links are over time".clone_into(&mut chart.label);
     let note =
@@ -222,18 +225,23 @@ fn links(report: &Report) -> String {
 
 fn figures(results: &Results) -> String {
     let several = results.seeds.len() > 1;
-    let mut rows = String::new();
-    for figure in FIGURES {
-        let show = |values: &crate::figures::Values| figure.show(values.get(figure.key).copied().unwrap_or(0.0));
-        let median = if several { format!("<td>{}</td>", show(&results.median)) } else { String::new() };
-        rows += &format!("<tr><td>{}</td><td>{}</td>{median}</tr>\n", figure.name, show(&results.worst));
-    }
     let heads = if several { "<th>worst</th><th>median</th>" } else { "<th></th>" };
-    format!("<div class=\"card\"><h3>Figures</h3><table>\n<tr><th></th>{heads}</tr>\n{rows}</table></div>\n")
+    let row = |figure: &Figure| {
+        let show = |values: &Values| figure.show(values.get(figure.key).copied().unwrap_or(0.0));
+        let median = if several { format!("<td>{}</td>", show(&results.median)) } else { String::new() };
+        format!("<tr><td>{}</td><td>{}</td>{median}</tr>\n", figure.name, show(&results.worst))
+    };
+    let table = |figures: &[Figure]| {
+        let rows: String = figures.iter().map(row).collect();
+        format!("<table>\n<tr><th></th>{heads}</tr>\n{rows}</table>\n")
+    };
+    let (first, second) = FIGURES.split_at(FIGURES.len().div_ceil(2));
+    let tables = table(first) + &table(second);
+    format!("<div class=\"card scroll\"><h3>Figures</h3><div class=\"pair\">{tables}</div></div>\n")
 }
 
 fn zones(report: &Report) -> String {
-    if report.zones.is_empty() {
+    if report.zones.iter().all(|zone| *zone == Traffic::default()) {
         return String::new();
     }
     let whole = report.bytes.max(1) as f64;
