@@ -49,10 +49,9 @@ pub(super) fn section(results: &Results) -> String {
     let head = head.replace(" <code></code>", "");
     let shown = match results.seeds.len() {
         1 => format!("Seed {}.", worst.seed),
-        seeds => format!(
-            "Figures are the worst of {seeds} seeds, plots of seed {}, whose last node was the latest.",
-            worst.seed
-        ),
+        seeds => {
+            format!("Figures are the worst of {seeds} seeds, plots of seed {}, the worst by its last node.", worst.seed)
+        }
     };
     let (completion, plots) = (completion(results, worst), origin(worst) + &links(worst));
     let replay = escaped(&worst.replay);
@@ -99,7 +98,8 @@ fn tiles(results: &Results) -> String {
 
 fn card(title: &str, note: &str, chart: &Chart) -> String {
     let (legend, svg) = (chart.legend(), chart.svg());
-    format!("<div class=\"card\"><h3>{title}</h3><p class=\"note\">{note}</p>{legend}{svg}</div>\n")
+    let class = if chart.wide { "card wide" } else { "card" };
+    format!("<div class=\"{class}\"><h3>{title}</h3><p class=\"note\">{note}</p>{legend}{svg}</div>\n")
 }
 
 /// Points of the share of nodes that are done, from quantiles of their times.
