@@ -11,7 +11,7 @@ use crate::{
 };
 
 impl World {
-    pub(super) fn report(mut self) -> Report {
+    pub(super) fn report(self) -> Report {
         let after = |time: Time| time.since(Time::ZERO);
         let mut unmet: Vec<String> = self.checks.breaches().to_vec();
         let mut unmet_count = self.checks.count();
@@ -24,7 +24,6 @@ impl World {
         }
         let fate =
             |node: &crate::node::Node| Fate { begins: after(node.begins), left_out: !node.alive, ..Fate::default() };
-        let events = self.tally.counts.remove("events").unwrap_or(0);
         let ended = Ended {
             at: after(self.now),
             fates: self.nodes.iter().map(fate).collect(),
@@ -36,9 +35,9 @@ impl World {
             useful_bytes: self.tally.useful_bytes,
             wasted_bytes: self.tally.wasted_bytes,
             control_bytes: self.tally.control_bytes,
-            events,
+            events: self.tally.events,
             trace: self.trace,
-            counts: self.tally.counts.iter().map(|(what, count)| ((*what).to_owned(), *count)).collect(),
+            counts: self.tally.counts(),
             slices: self.slices(after(self.now)),
             zones: vec![Traffic::default()],
             ..Ended::default()
