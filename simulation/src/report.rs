@@ -9,9 +9,6 @@ use crate::{
     plan::Plan,
 };
 
-/// Bins of the timeline over the lower bound.
-pub(crate) const BINS: usize = 20;
-
 /// Quantiles of the nodes' times in a report: 0, 1/200, ... 1.
 const QUANTILES: usize = 200;
 /// Texts of what was unmet in a report; further ones are only counted.

@@ -1,13 +1,12 @@
 //! The report at the end of a run.
 
-use std::time::Duration;
-
 use shoal_proto::time::Time;
 
 use super::World;
 use crate::{
     bound::Fate,
-    report::{BINS, Ended, Report, Slice, Traffic},
+    report::{Ended, Report, Slice},
+    timeline::Moved,
 };
 
 impl World {
@@ -24,6 +23,10 @@ impl World {
         }
         let fate =
             |node: &crate::node::Node| Fate { begins: after(node.begins), left_out: !node.alive, ..Fate::default() };
+        let slices = self.tally.timeline.bins(self.now).map(|(from_s, to_s, moved)| {
+            let Moved { down, origin, holders_up } = moved;
+            Slice { from_s, to_s, down, origin, holders_up }
+        });
         let ended = Ended {
             at: after(self.now),
             fates: self.nodes.iter().map(fate).collect(),
@@ -38,24 +41,12 @@ impl World {
             events: self.tally.events,
             trace: self.trace,
             counts: self.tally.counts(),
-            slices: self.slices(after(self.now)),
-            zones: vec![Traffic::default()],
+            origin_fetchers_max: self.tally.fetchers_max,
+            busiest_messages_per_s: u64::from(self.tally.load.most()),
+            slices: slices.collect(),
+            zones: self.tally.zones,
             ..Ended::default()
         };
         Report::new(&self.plan, ended)
-    }
-
-    fn slices(&self, end: Duration) -> Vec<Slice> {
-        let (bound, end) = (self.bound.as_secs_f64(), end.as_secs_f64());
-        let edge = |bin: usize| if bin > BINS { end.max(bound) } else { bound / BINS as f64 * bin as f64 };
-        let bins = self.tally.bins.iter().enumerate();
-        let slices = bins.map(|(at, bin)| Slice {
-            from_s: edge(at),
-            to_s: edge(at + 1),
-            down: bin.down,
-            origin: bin.origin,
-            holders_up: bin.holders_up,
-        });
-        slices.collect()
     }
 }

@@ -42,6 +42,7 @@ impl World {
                     .rule(before == self.blobs[blob].state(from), || format!("node {node} streams from a false state"));
                 self.origin.request(node, run, blob, from, until);
                 self.nodes[node].streams += 1;
+                self.tally.fetchers_max = self.tally.fetchers_max.max(self.origin.fetchers());
                 self.push(self.plan.origin_latency.0, Event::Streaming(node, run));
             }
             Output::StopOrigin { run, .. } => self.stop_stream(node, run),
