@@ -5,7 +5,7 @@ use std::time::Duration;
 use shoal_proto::time::Time;
 
 /// Bins at most: when there are more, each two become one.
-const BINS_MAX: usize = 400;
+const BINS_MAX: usize = 100;
 
 /// Bytes that moved in a part of the time.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]

@@ -174,9 +174,25 @@ fn hints(quantiles: &[f64]) -> Vec<Hint> {
 /// Name, class of the style, and value.
 type Line<'a> = (&'a str, &'static str, &'a dyn Fn(&Usage) -> f64);
 
+/// Bins in a plot at most. Chunks count when they are through: in narrow bins that looks like noise.
+const BINS_MAX: usize = 50;
+
+/// The same with fewer, wider bins.
+fn coarse(usages: &[Usage]) -> Vec<Usage> {
+    let join = |bins: &[Usage]| {
+        let (from_s, to_s) = (bins[0].from_s, bins[bins.len() - 1].to_s);
+        let mean = |value: fn(&Usage) -> f64| {
+            bins.iter().map(|bin| value(bin) * (bin.to_s - bin.from_s)).sum::<f64>() / (to_s - from_s).max(1e-9)
+        };
+        let (down, origin) = (mean(|bin| bin.down), mean(|bin| bin.origin));
+        Usage { from_s, to_s, down, origin, holders_up: mean(|bin| bin.holders_up) }
+    };
+    usages.chunks(usages.len().div_ceil(BINS_MAX).max(1)).map(join).collect()
+}
+
 /// A plot over the time of a run.
 fn over_time(report: &Report, unit: Unit, top: f64, lines: &[Line<'_>]) -> Chart {
-    let usages = &report.timeline;
+    let usages = &coarse(&report.timeline);
     let end = usages.iter().map(|usage| usage.to_s).fold(report.max_s, f64::max);
     let line = |(name, class, value): &Line<'_>| Series {
         name: (*name).to_owned(),
