@@ -120,13 +120,15 @@ impl Layout {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChunkSet {
     bits: FixedBitSet,
+    /// How many bits are set: asked for at every turn of a fetch.
+    len: u32,
 }
 
 impl ChunkSet {
     /// No chunk of a blob of `count` chunks.
     #[must_use]
     pub fn empty(count: u32) -> Self {
-        Self { bits: FixedBitSet::with_capacity(count as usize) }
+        Self { bits: FixedBitSet::with_capacity(count as usize), len: 0 }
     }
 
     /// Every chunk of a blob of `count` chunks.
@@ -134,6 +136,7 @@ impl ChunkSet {
     pub fn full(count: u32) -> Self {
         let mut set = Self::empty(count);
         set.bits.insert_range(..);
+        set.len = count;
         set
     }
 
@@ -146,19 +149,19 @@ impl ChunkSet {
     /// How many chunks are in the set.
     #[must_use]
     pub fn len(&self) -> u32 {
-        self.bits.count_ones(..) as u32
+        self.len
     }
 
     /// Whether no chunk is in the set.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.bits.is_clear()
+        self.len == 0
     }
 
     /// Whether every chunk is in the set.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.bits.is_full()
+        self.len == self.capacity()
     }
 
     /// Whether the chunk is in the set; false for chunks beyond the blob.
@@ -169,13 +172,16 @@ impl ChunkSet {
 
     /// Adds a chunk; returns whether it is new. Chunks beyond the blob are ignored.
     pub fn insert(&mut self, chunk: ChunkIndex) -> bool {
-        chunk.at() < self.bits.len() && !self.bits.put(chunk.at())
+        let new = chunk.at() < self.bits.len() && !self.bits.put(chunk.at());
+        self.len += u32::from(new);
+        new
     }
 
     /// Takes a chunk out.
     pub fn remove(&mut self, chunk: ChunkIndex) {
-        if chunk.at() < self.bits.len() {
+        if self.contains(chunk) {
             self.bits.set(chunk.at(), false);
+            self.len -= 1;
         }
     }
 
@@ -240,7 +246,7 @@ impl ChunkSet {
                 if chunk >= count as usize {
                     return None;
                 }
-                set.bits.insert(chunk);
+                set.insert(ChunkIndex(chunk as u32));
             }
         }
         Some(set)

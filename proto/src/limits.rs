@@ -139,7 +139,7 @@ impl Default for Limits {
             lease_trial_max: Duration::from_secs(10),
             lease_handover: Duration::from_secs(1),
             holders_patience: Duration::from_millis(250),
-            fallback_window: Duration::from_secs(1),
+            fallback_window: Duration::from_secs(2),
             stall_timeout: Duration::from_secs(12),
             origin_tries: 4,
             origin_backoff: Duration::from_millis(200),

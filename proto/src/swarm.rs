@@ -182,7 +182,10 @@ impl Swarm {
             Input::Asked { ask, peer, digest, chunk } => {
                 let (fetches, uploads, mut cx) = self.parts(now, out);
                 let available = fetches.get_mut(&digest).is_some_and(|fetch| fetch.asked(&cx, chunk));
-                uploads.asked(&mut cx, ask, Upload { peer, digest, chunk }, available);
+                let crowded = uploads.asked(&mut cx, ask, Upload { peer, digest, chunk }, available);
+                if let Some(fetch) = fetches.get_mut(&digest).filter(|_| crowded) {
+                    fetch.suggest(&mut cx, peer);
+                }
             }
             Input::Served { ask } => {
                 let (_, uploads, mut cx) = self.parts(now, out);

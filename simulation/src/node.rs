@@ -1,7 +1,6 @@
 //! A node of the world: its two machines, and what it truly has and does.
 
 use std::{
-    collections::BTreeSet,
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,
 };
@@ -13,7 +12,7 @@ use shoal_proto::{
     digest::Digest,
     limits::Limits,
     peer::{Contact, PeerId, Place},
-    swarm::{FetchError, Swarm},
+    swarm::{AskId, FetchError, PullId, Swarm},
     time::Time,
     tracker::Tracker,
     wire::SEGMENT_STATES_MAX,
@@ -37,6 +36,7 @@ pub struct Node {
     pub peer: PeerId,
     pub(crate) swarm: Swarm,
     pub(crate) tracker: Tracker,
+    pub(crate) place: Place,
     pub(crate) alive: bool,
     pub(crate) up: LinkId,
     pub(crate) down: LinkId,
@@ -44,9 +44,14 @@ pub struct Node {
     pub(crate) begins: Time,
     /// Layers, in the plan's order.
     pub(crate) holdings: Vec<Holding>,
-    pub(crate) connected: BTreeSet<usize>,
-    /// For which moments its machines were promised time.
-    pub(crate) timers: [Option<Time>; 2],
+    /// Whom it has a connection with, in order.
+    pub(crate) connected: Vec<u32>,
+    /// Its pulls that are not answered yet, and what became of them. Few.
+    pub(crate) pulls: Vec<(PullId, AskId)>,
+    /// Chunks that it sends.
+    pub(crate) uploads: usize,
+    /// Streams that it has asked the origin for.
+    pub(crate) streams: usize,
     /// Until when it verifies and writes what came before.
     pub(crate) verifies_until: Time,
 }
@@ -85,8 +90,7 @@ impl Blob {
     }
 
     /// One node's word for the states from `from` up to `until`, both included.
-    #[must_use]
-    pub fn segment(&self, author: PeerId, from: ChunkIndex, until: ChunkIndex) -> Arc<Segment> {
+    fn segment(&self, author: PeerId, from: ChunkIndex, until: ChunkIndex) -> Arc<Segment> {
         let states = (from.0..=until.0).map(|chunk| self.state(ChunkIndex(chunk))).collect();
         Arc::new(Segment { author, from, states, signature: Signature([0; 64]) })
     }
@@ -109,15 +113,42 @@ impl Node {
             peer,
             swarm: Swarm::new(peer, Place::default(), limits.clone(), own),
             tracker: Tracker::new(limits.clone(), own ^ 1),
+            place: Place::default(),
             alive: true,
             up: links.0,
             down: links.1,
             begins: Time::ZERO,
             holdings: blobs.iter().map(Holding::new).collect(),
-            connected: BTreeSet::new(),
-            timers: [None; 2],
+            connected: Vec::new(),
+            pulls: Vec::new(),
+            uploads: 0,
+            streams: 0,
             verifies_until: Time::ZERO,
         }
+    }
+
+    /// Whether there is a connection with another node.
+    #[must_use]
+    pub fn is_connected(&self, other: usize) -> bool {
+        self.connected.binary_search(&(other as u32)).is_ok()
+    }
+
+    /// Notes a connection; returns whether it is new.
+    pub(crate) fn connect(&mut self, other: usize) -> bool {
+        let place = self.connected.binary_search(&(other as u32));
+        place.map_err(|place| self.connected.insert(place, other as u32)).is_err()
+    }
+
+    /// Notes that a connection is gone; returns whether there was one.
+    pub(crate) fn disconnect(&mut self, other: usize) -> bool {
+        let place = self.connected.binary_search(&(other as u32));
+        place.map(|place| self.connected.remove(place)).is_ok()
+    }
+
+    /// Takes a pull out of the open ones.
+    pub(crate) fn close_pull(&mut self, pull: PullId) -> Option<AskId> {
+        let place = self.pulls.iter().position(|(open, _)| *open == pull)?;
+        Some(self.pulls.swap_remove(place).1)
     }
 
     /// Whether it has every layer, proven.

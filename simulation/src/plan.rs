@@ -241,7 +241,7 @@ macro_rules! setting_by_integer {
     };
 }
 
-setting_by_integer!(usize, u32, u8);
+setting_by_integer!(usize, u64, u32, u8);
 
 impl Setting for Duration {
     fn from_toml(value: &toml::Value) -> Option<Self> {
@@ -265,6 +265,8 @@ fn set_limit(limits: &mut Limits, name: &str, value: &toml::Value) -> Result<(),
         neighbours_max,
         remotes_max,
         pulls_max,
+        node_pulls_max,
+        pull_bytes_max,
         pulls_per_peer_max,
         uploads_max,
         asks_waiting_max,
@@ -277,6 +279,12 @@ fn set_limit(limits: &mut Limits, name: &str, value: &toml::Value) -> Result<(),
         endgame_chunks,
         pull_timeout_min,
         got_delay,
+        got_delay_common,
+        sign_delay,
+        sign_states,
+        pull_timeout_first,
+        retry_after_max,
+        starved_patience,
         strikes_max,
         join_timeout,
         trackers_max,

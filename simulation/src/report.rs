@@ -53,37 +53,6 @@ pub struct Usage {
     pub holders_up: f64,
 }
 
-/// Bytes moved in a part of the time.
-#[derive(Debug, Default, Clone, Copy)]
-pub(crate) struct Bin {
-    pub(crate) down: u64,
-    pub(crate) origin: u64,
-    pub(crate) holders_up: u64,
-}
-
-/// What is counted while the world runs.
-#[derive(Debug, Default)]
-pub(crate) struct Tally {
-    pub(crate) counts: BTreeMap<&'static str, u64>,
-    pub(crate) control_bytes: u64,
-    pub(crate) useful_bytes: u64,
-    pub(crate) wasted_bytes: u64,
-    pub(crate) bins: Vec<Bin>,
-}
-
-impl Tally {
-    pub(crate) fn count(&mut self, what: &'static str) {
-        *self.counts.entry(what).or_default() += 1;
-    }
-
-    pub(crate) fn bin(&mut self, bin: usize) -> &mut Bin {
-        if self.bins.len() <= bin {
-            self.bins.resize(bin + 1, Bin::default());
-        }
-        &mut self.bins[bin]
-    }
-}
-
 /// The value below which a share of sorted values lies; 0 for none.
 pub(crate) fn percentile(sorted: &[f64], share: f64) -> f64 {
     let rank = (sorted.len() as f64 * share).ceil() as usize;

@@ -310,6 +310,7 @@ impl Fetch {
         self.stop_origin(cx);
         self.lease = None;
         cx.out.push(Output::Proven { digest: self.digest });
+        self.unsubscribe_all(cx);
         // Now, not when it is sealed: that may take the disk longer than a lease lives.
         self.join_complete(cx);
     }
@@ -366,6 +367,13 @@ impl Fetch {
         }
         cx.out.push(Output::Discard { digest: self.digest });
         self.progressed = cx.now;
+    }
+
+    /// Whether others bring this fetch on: something came a moment ago, or is there to be asked for.
+    pub(super) fn is_fed(&self, cx: &Context<'_>) -> bool {
+        let Some(content) = &self.content else { return false };
+        let recent = !content.have.is_empty() && self.progressed + cx.limits.fallback_window > cx.now;
+        recent || !content.pulls.is_empty() || content.have.missing().any(|chunk| content.rarity[chunk.at()] > 0)
     }
 
     /// When no progress becomes too much; where chunks take long, later.

@@ -37,6 +37,10 @@ pub(super) struct Remote {
     pruned: bool,
     /// Our pulls on their way from it.
     pub(super) pulls: usize,
+    /// Where it is reached, if this node was told.
+    contact: Option<Contact>,
+    /// When it was last told whom else to ask.
+    suggested: Option<Time>,
     /// How near it is.
     pub(super) near: Near,
     /// Moving average of how long good pulls from it take; at least as long as the last that was overtaken.
@@ -49,6 +53,10 @@ pub(super) struct Remote {
 
 /// A peer whose pulls take so many times longer than the others' is asked only for what nobody else has.
 const SLOW: u32 = 4;
+/// Peers named to one that is turned away.
+const SUGGESTED: usize = 4;
+/// Shortest time between two such messages to one peer.
+const SUGGEST_PAUSE: Duration = Duration::from_secs(5);
 
 impl Remote {
     pub(super) fn may_be_asked(&self, now: Time) -> bool {
@@ -108,7 +116,9 @@ impl Fetch {
         if self.remotes.get(peer).is_some_and(|remote| remote.subscribed) || !room {
             return;
         }
-        self.remotes.get_or_default(peer).subscribed = true;
+        let remote = self.remotes.get_or_default(peer);
+        remote.subscribed = true;
+        remote.contact = Some(contact);
         if cx.reach(contact) {
             self.place(cx, peer);
             self.subscribe(cx, peer);
@@ -199,6 +209,7 @@ impl Fetch {
         let room = self.remotes.len() < cx.limits.remotes_max;
         if !self.remotes.contains_key(peer) && !room {
             cx.send(peer, Message::Unknown { digest: self.digest });
+            self.suggest(cx, peer);
             return;
         }
         let back = self.is_fetching() && !self.solo && !self.banned.contains(&peer);
@@ -379,6 +390,45 @@ impl Fetch {
         if have.contains(chunk) {
             have.remove(chunk);
             content.rarity[chunk.at()] = content.rarity[chunk.at()].saturating_sub(1);
+        }
+    }
+
+    /// Nothing more is needed of anybody: the others' slots are for those who need them.
+    pub(super) fn unsubscribe_all(&mut self, cx: &mut Context<'_>) {
+        let subscribed = self.remotes.iter_mut().filter(|(_, remote)| remote.subscribed);
+        let told: Vec<(PeerId, bool)> = subscribed
+            .map(|(peer, remote)| {
+                remote.subscribed = false;
+                (peer, remote.subscriber)
+            })
+            .collect();
+        for (peer, subscriber) in told {
+            if cx.is_up(peer) {
+                cx.send(peer, Message::Unsubscribe { digest: self.digest });
+            }
+            if !subscriber {
+                self.drop_remote(cx, peer);
+            }
+        }
+    }
+
+    /// Tells a peer that is turned away whom else to ask: a few of those that have most, once in a while.
+    pub(super) fn suggest(&mut self, cx: &mut Context<'_>, asker: PeerId) {
+        if let Some(remote) = self.remotes.get_mut(asker) {
+            if remote.suggested.is_some_and(|at| at + SUGGEST_PAUSE > cx.now) {
+                return;
+            }
+            remote.suggested = Some(cx.now);
+        }
+        let known = self.remotes.iter().filter(|(peer, _)| *peer != asker);
+        let mut known: Vec<(u32, Contact)> = known
+            .filter_map(|(_, remote)| Some((remote.have.as_ref()?.len(), remote.contact?)))
+            .filter(|(have, _)| *have > 0)
+            .collect();
+        known.sort_unstable_by_key(|(have, contact)| (std::cmp::Reverse(*have), contact.peer));
+        let peers: Vec<Contact> = known.into_iter().take(SUGGESTED).map(|(_, contact)| contact).collect();
+        if !peers.is_empty() && cx.is_up(asker) {
+            cx.send(asker, Message::Peers { digest: self.digest, peers });
         }
     }
 

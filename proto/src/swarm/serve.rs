@@ -21,17 +21,29 @@ pub(super) struct Upload {
 }
 
 impl Uploads {
-    pub(super) fn asked(&mut self, cx: &mut Context<'_>, ask: AskId, upload: Upload, available: bool) {
+    /// Serves, queues or refuses. Returns whether it was refused for want of a slot.
+    pub(super) fn asked(&mut self, cx: &mut Context<'_>, ask: AskId, upload: Upload, available: bool) -> bool {
         if !available {
             cx.out.push(Output::Refuse { ask, answer: Answer::Missing });
-        } else if self.active.len() < cx.limits.uploads_max {
+            return false;
+        }
+        let hogs = self.hogs(upload.peer, cx.limits.uploads_max);
+        if !hogs && self.active.len() < cx.limits.uploads_max {
             self.active.insert(ask, upload);
             cx.out.push(Output::Serve { ask });
-        } else if self.waiting.len() < cx.limits.asks_waiting_max {
+        } else if !hogs && self.waiting.len() < cx.limits.asks_waiting_max {
             self.waiting.push_back((ask, upload));
         } else {
             cx.out.push(Output::Refuse { ask, answer: Answer::Busy });
+            return true;
         }
+        false
+    }
+
+    /// Whether a peer takes up so many slots that, with few left, others shall have them.
+    fn hogs(&self, peer: PeerId, uploads_max: usize) -> bool {
+        let own = self.active.values().filter(|upload| upload.peer == peer).count();
+        own * 3 >= uploads_max && self.active.len() * 3 >= uploads_max * 2
     }
 
     /// An upload ended, or an ask that waited was withdrawn. Returns what was uploaded.

@@ -245,7 +245,10 @@ impl Fetch {
                 self.heartbeat(cx);
             }
             State::Fallback { .. } => {
-                self.take_untracked(cx);
+                // Somebody among the peers that this node knows may have been first: then there is more to come from it.
+                if !self.is_fed(cx) {
+                    self.take_untracked(cx);
+                }
                 // Trackers may come back: they then learn of this fetch and of what it has.
                 self.tracking.start(cx, self.digest);
             }

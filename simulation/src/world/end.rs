@@ -6,7 +6,7 @@ use super::World;
 use crate::report::{BINS, Report, Usage, percentile};
 
 impl World {
-    pub(super) fn report(mut self) -> Report {
+    pub(super) fn report(self) -> Report {
         let seconds = |time: Time| time.since(Time::ZERO).as_secs_f64();
         let survivors = || self.nodes.iter().filter(|node| node.alive);
         let mut times: Vec<f64> =
@@ -27,7 +27,7 @@ impl World {
         unmet.truncate(40);
         let bytes = self.plan.bytes().max(1) as f64;
         let bound = self.bound.as_secs_f64();
-        let events = self.tally.counts.remove("events").unwrap_or(0);
+        let events = self.tally.events;
         let width = bound / BINS as f64;
         let nodes = self.nodes.len() as f64;
         let all = nodes * self.plan.link_down.bytes_per_second() as f64;
@@ -54,7 +54,7 @@ impl World {
             events,
             wall_s: 0.0,
             trace: format!("{:016x}", self.trace),
-            counts: self.tally.counts.iter().map(|(what, count)| ((*what).to_owned(), *count)).collect(),
+            counts: self.tally.counts(),
             timeline: timeline.collect(),
         }
     }
