@@ -60,20 +60,46 @@ fn segment() -> impl Strategy<Value = Message> {
             let from = ChunkIndex(from.index(count - length + 1) as u32);
             let states = (0..length).map(|at| State([seed.wrapping_add(at as u8); 32])).collect();
             let segment = Segment { author: PeerId(author), from, states, signature: Signature([seed; 64]) };
-            Message::Segment { digest, size, segment }
+            Message::Segment { digest, size, segment: Arc::new(segment) }
         })
 }
 
-fn message() -> impl Strategy<Value = Message> {
+fn place() -> impl Strategy<Value = Place> {
+    (any::<u32>(), any::<u32>()).prop_map(|(zone, rack)| Place { zone, rack })
+}
+
+fn epoch() -> impl Strategy<Value = Epoch> {
+    any::<u64>().prop_map(Epoch)
+}
+
+fn scope() -> impl Strategy<Value = Scope> {
+    prop_oneof![Just(Scope::Origin), Just(Scope::Zone)]
+}
+
+fn join() -> impl Strategy<Value = Message> {
     let standing =
         prop_oneof![Just(Standing::Fetching), Just(Standing::Starved), Just(Standing::Complete), Just(Standing::Shut)];
-    let lease = || proptest::option::of(any::<u64>().prop_map(Epoch));
+    let held = (epoch(), scope(), any::<u64>(), any::<u32>())
+        .prop_map(|(epoch, scope, bytes, left)| Held { epoch, scope, bytes, left });
+    (digest(), 0..=65_536_u32, standing, place(), proptest::option::of(held))
+        .prop_map(|(digest, have, standing, place, lease)| Message::Join(Join { digest, have, standing, place, lease }))
+}
+
+fn joined() -> impl Strategy<Value = Message> {
+    let grant = (epoch(), scope()).prop_map(|(epoch, scope)| Grant { epoch, scope });
+    (digest(), contacts(), proptest::option::of(grant), any::<bool>())
+        .prop_map(|(digest, peers, lease, served)| Message::Joined { digest, peers, lease, served })
+}
+
+fn contacts() -> impl Strategy<Value = Vec<Contact>> {
+    vec(contact(), 0..=CONTACTS_MAX)
+}
+
+fn message() -> impl Strategy<Value = Message> {
     prop_oneof![
-        (digest(), 0..=65_536_u32, standing, proptest::option::of((any::<u64>().prop_map(Epoch), any::<u64>())))
-            .prop_map(|(digest, have, standing, lease)| Message::Join(Join { digest, have, standing, lease })),
-        (digest(), vec(contact(), 0..=CONTACTS_MAX), lease(), any::<bool>())
-            .prop_map(|(digest, peers, lease, served)| Message::Joined { digest, peers, lease, served }),
-        (digest(), any::<u64>()).prop_map(|(digest, epoch)| Message::Revoked { digest, epoch: Epoch(epoch) }),
+        join(),
+        joined(),
+        (digest(), epoch()).prop_map(|(digest, epoch)| Message::Revoked { digest, epoch }),
         digest().prop_map(|digest| Message::Leave { digest }),
         (digest(), chunk()).prop_map(|(digest, frontier)| Message::Subscribe { digest, frontier }),
         digest().prop_map(|digest| Message::Unsubscribe { digest }),
@@ -82,6 +108,7 @@ fn message() -> impl Strategy<Value = Message> {
         (digest(), vec(chunk(), 0..=GOT_CHUNKS_MAX)).prop_map(|(digest, chunks)| Message::Fresh { digest, chunks }),
         segment(),
         digest().prop_map(|digest| Message::Unknown { digest }),
+        (digest(), contacts()).prop_map(|(digest, peers)| Message::Peers { digest, peers }),
     ]
 }
 
@@ -101,8 +128,8 @@ proptest! {
     }
 
     #[test]
-    fn hello_and_ask_survive_their_frames(proof in any::<[u8; 32]>(), digest in digest(), chunk in chunk()) {
-        let hello = Hello { version: VERSION, proof };
+    fn hello_and_ask_survive_their_frames(proof in any::<[u8; 32]>(), place in place(), digest in digest(), chunk in chunk()) {
+        let hello = Hello { version: VERSION, proof, place };
         prop_assert_eq!(decode_hello(body(&encode_hello(&hello))), Ok(hello));
         let ask = Ask { digest, chunk };
         prop_assert_eq!(decode_ask(body(&encode_ask(&ask))), Ok(ask));
@@ -141,7 +168,7 @@ proptest! {
     }
 
     #[test]
-    fn noise_never_yields_a_message_beyond_the_limits(noise in vec(any::<u8>(), 1..600), kind in 0..10_u8) {
+    fn noise_never_yields_a_message_beyond_the_limits(noise in vec(any::<u8>(), 1..600), kind in 0..12_u8) {
         let mut body = noise;
         body[0] = kind;
         if let Ok(message) = decode_message(&body) {
@@ -167,11 +194,17 @@ fn samples() -> Vec<Message> {
     chunks.insert(ChunkIndex(10));
     let size = 10 * Layout::CHUNK_BYTES_MIN + 1;
     vec![
-        Message::Join(Join { digest, have: 300, standing: Standing::Starved, lease: Some((Epoch(7), 1 << 40)) }),
+        Message::Join(Join {
+            digest,
+            have: 300,
+            standing: Standing::Starved,
+            place: Place { zone: 0x0403_0201, rack: 9 },
+            lease: Some(Held { epoch: Epoch(7), scope: Scope::Zone, bytes: 1 << 40, left: 3 }),
+        }),
         Message::Joined {
             digest,
             peers: vec![contact_at("10.0.0.1:5051"), contact_at("[fd00::1]:5051")],
-            lease: Some(Epoch(7)),
+            lease: Some(Grant { epoch: Epoch(7), scope: Scope::Origin }),
             served: true,
         },
         Message::Revoked { digest, epoch: Epoch(7) },
@@ -183,14 +216,15 @@ fn samples() -> Vec<Message> {
         Message::Segment {
             digest,
             size,
-            segment: Segment {
+            segment: Arc::new(Segment {
                 author: PeerId([0xdd; 32]),
                 from: ChunkIndex(9),
                 states: vec![State([0x11; 32]), State([0x22; 32])],
                 signature: Signature([0xee; 64]),
-            },
+            }),
         },
         Message::Unknown { digest },
+        Message::Peers { digest, peers: vec![contact_at("10.0.0.1:5051")] },
         Message::Fresh { digest, chunks: vec![ChunkIndex(1), ChunkIndex(65_535)] },
     ]
 }
@@ -231,7 +265,7 @@ fn huge_counts_are_refused_before_they_cost_memory() {
     };
     // 253 introduces a u64 in bincode's variable-length integers.
     for count in [1 << 20, 1 << 32, u64::MAX] {
-        for kind in [1, 7] {
+        for kind in [1, 7, 10, 11] {
             let mut body = kind_and_digest(kind);
             body.push(253);
             body.extend(count.to_le_bytes());
@@ -263,28 +297,24 @@ fn counts_and_places_beyond_the_limits_are_refused() {
     let segment = |size, from, states| Message::Segment {
         digest,
         size,
-        segment: Segment {
+        segment: Arc::new(Segment {
             author: PeerId([0; 32]),
             from: ChunkIndex(from),
             states: vec![State([0; 32]); states],
             signature: Signature([0; 64]),
-        },
+        }),
     };
     let two_chunks = 2 * Layout::CHUNK_BYTES_MIN;
     let beyond = Layout::SIZE_MAX + 1;
     let have = |size, count| Message::Have { digest, size, chunks: ChunkSet::empty(count) };
     let subscribe = |at| Message::Subscribe { digest, frontier: ChunkIndex(at) };
-    let join = |have| Message::Join(Join { digest, have, standing: Standing::Complete, lease: None });
+    let join =
+        |have| Message::Join(Join { digest, have, standing: Standing::Complete, place: Place::default(), lease: None });
+    let many = || vec![contact_at("1.2.3.4:5"); CONTACTS_MAX + 1];
     for (message, expected) in [
-        (
-            Message::Joined {
-                digest,
-                peers: vec![contact_at("1.2.3.4:5"); CONTACTS_MAX + 1],
-                lease: None,
-                served: false,
-            },
-            "too many contacts",
-        ),
+        (Message::Joined { digest, peers: many(), lease: None, served: false }, "too many contacts"),
+        (Message::Peers { digest, peers: many() }, "too many contacts"),
+        (Message::Fresh { digest, chunks: vec![ChunkIndex(0); GOT_CHUNKS_MAX + 1] }, "too many chunks"),
         (Message::Got { digest, chunks: vec![ChunkIndex(0); GOT_CHUNKS_MAX + 1] }, "too many chunks"),
         (Message::Got { digest, chunks: vec![ChunkIndex(u32::MAX)] }, "chunk index beyond any blob"),
         (subscribe(65_536), "chunk index beyond any blob"),
@@ -309,7 +339,7 @@ fn counts_and_places_beyond_the_limits_are_refused() {
 
 #[test]
 fn unknown_kinds_algorithms_and_answers_are_refused() {
-    assert!(matches!(decode_message(&[11]), Err(WireError::Malformed(_))));
+    assert!(matches!(decode_message(&[12]), Err(WireError::Malformed(_))));
     let mut leave = vec![3, 2];
     leave.extend([0; 64]);
     assert_eq!(decode_message(&leave), Err(WireError::Limit("unknown digest algorithm")));
@@ -320,10 +350,10 @@ fn unknown_kinds_algorithms_and_answers_are_refused() {
 
 #[test]
 fn a_hello_of_another_version_is_named_as_such_whatever_follows() {
-    assert_eq!(decode_hello(&[2]), Err(WireError::Version(2)));
-    let hello = Hello { version: 77, proof: [0; 32] };
+    assert_eq!(decode_hello(&[1]), Err(WireError::Version(1)));
+    let hello = Hello { version: 77, proof: [0; 32], place: Place::default() };
     assert_eq!(decode_hello(body(&encode_hello(&hello))), Err(WireError::Version(77)));
-    assert_eq!(decode_hello(&[1]), Err(WireError::Truncated));
+    assert_eq!(decode_hello(&[2]), Err(WireError::Truncated));
 }
 
 #[test]
@@ -342,7 +372,8 @@ fn the_largest_messages_fit_into_a_frame() {
         Message::Have { digest, size, chunks: ChunkSet::full(count) },
         Message::Got { digest, chunks: vec![ChunkIndex(count - 1); GOT_CHUNKS_MAX] },
         Message::Joined { digest, peers: vec![contact_at("[ff::ff]:65535"); CONTACTS_MAX], lease: None, served: true },
-        Message::Segment { digest, size, segment },
+        Message::Segment { digest, size, segment: Arc::new(segment) },
+        Message::Peers { digest, peers: vec![contact_at("[ff::ff]:65535"); CONTACTS_MAX] },
     ] {
         assert_eq!(decode_message(body(&encode_message(&message))), Ok(message));
     }
@@ -360,8 +391,8 @@ fn the_encoding_stays_as_it_is() {
     let (one, two, ee) = ("11".repeat(32), "22".repeat(32), "ee".repeat(64));
     let ipv6 = format!("fd{}01", "00".repeat(14));
     let golden = [
-        format!("0000{aa}fb2c01010107fd0000000000010000"),
-        format!("0100{aa}02{cc}000a000001fbbb13{cc}01{ipv6}fbbb13010701"),
+        format!("0000{aa}fb2c0101fc0102030409010701fd0000000000010000"),
+        format!("0100{aa}02{cc}000a000001fbbb13{cc}01{ipv6}fbbb1301070001"),
         format!("0200{aa}07"),
         format!("0301{}", "bb".repeat(64)),
         format!("0400{aa}05"),
@@ -370,14 +401,15 @@ fn the_encoding_stays_as_it_is() {
         format!("0700{aa}0201fbffff"),
         format!("0800{aa}fc01002800{}0902{one}{two}{ee}", "dd".repeat(32)),
         format!("0900{aa}"),
-        format!("0a00{aa}0201fbffff"),
+        format!("0a00{aa}01{cc}000a000001fbbb13"),
+        format!("0b00{aa}0201fbffff"),
     ];
     assert_eq!(golden.len(), samples().len());
     for (message, golden) in samples().iter().zip(golden) {
         assert_eq!(hex(body(&encode_message(message))), golden, "{message:?}");
     }
-    let hello = Hello { version: VERSION, proof: [0x55; 32] };
-    assert_eq!(hex(&encode_hello(&hello)), format!("2100000001{}", "55".repeat(32)));
+    let hello = Hello { version: VERSION, proof: [0x55; 32], place: Place { zone: 0x0403_0201, rack: 9 } };
+    assert_eq!(hex(&encode_hello(&hello)), format!("2700000002{}fc0102030409", "55".repeat(32)));
     let ask = Ask { digest: sha256(0xaa), chunk: ChunkIndex(251) };
     assert_eq!(hex(&encode_ask(&ask)), format!("2400000000{aa}fbfb00"));
 }
