@@ -245,7 +245,8 @@ fn a_holder_that_reports_no_lease_any_more_gave_it_back() {
 fn whoever_reports_a_lease_that_ended_is_told_so() {
     let mut rig = Rig::new();
     rig.join(1, join(Standing::Starved));
-    rig.wait(Limits::default().lease_timeout);
+    rig.join(2, join(Standing::Shut));
+    assert_eq!(revoked_of(&rig.wait(Limits::default().lease_timeout)), [peer(1)]);
     assert_eq!(revoked_of(&rig.join(1, beat(first(), 2))), [peer(1)]);
 }
 

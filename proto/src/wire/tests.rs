@@ -391,7 +391,7 @@ fn the_encoding_stays_as_it_is() {
     let (one, two, ee) = ("11".repeat(32), "22".repeat(32), "ee".repeat(64));
     let ipv6 = format!("fd{}01", "00".repeat(14));
     let golden = [
-        format!("0000{aa}fb2c0101fc0102030409010701fd0000000000010000"),
+        format!("0000{aa}fb2c0101fc0102030409010701fd000000000001000003"),
         format!("0100{aa}02{cc}000a000001fbbb13{cc}01{ipv6}fbbb1301070001"),
         format!("0200{aa}07"),
         format!("0301{}", "bb".repeat(64)),
