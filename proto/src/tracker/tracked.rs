@@ -8,7 +8,7 @@ use super::{
     lease::{Key, Lease, Leases, Line, Returned, revoked},
     members::{Member, Members},
     sample::{Wish, sample},
-    trial::{Progress, Verdict},
+    trial::{Progress, Report, Verdict},
 };
 use crate::{
     digest::Digest,
@@ -117,11 +117,13 @@ impl Tracked {
         {
             let epoch = *epoch;
             let begun = key != Key::Origin || held.bytes > 0;
+            let amount = if key == Key::Origin { held.bytes } else { u64::from(join.have) };
+            let report = Report { at: now, have: join.have, left: held.left, amount };
             let Some(line) = self.leases.line_mut(key) else { return returned };
             if !known {
-                line.trial.begin(now, peer, join.have);
+                line.trial.begin(peer, report);
             } else if begun {
-                let verdict = line.trial.judge(now, join.have, held.left, limits);
+                let verdict = line.trial.judge(report, limits);
                 if self.ask_back(now, key, verdict, (limits, rng)) {
                     out.push(revoked(peer, join.digest, epoch));
                 }
@@ -148,7 +150,7 @@ impl Tracked {
         };
         let Some(line) = self.leases.line_mut(key) else { return false };
         let (Some(next), Some(lease)) = (next, &mut line.lease) else {
-            line.trial.stay(limits);
+            line.trial.settle(limits);
             return false;
         };
         lease.ending = Some(now + limits.lease_handover);

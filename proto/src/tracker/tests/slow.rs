@@ -11,6 +11,8 @@ struct Cluster {
     /// The holder was asked to give the lease back.
     asked: bool,
     deaf: bool,
+    /// It gets 100 chunks a second, whatever the others get.
+    hoarder: Option<u8>,
     left: u32,
     /// Who held the lease, in turn.
     held: Vec<u8>,
@@ -27,6 +29,7 @@ impl Cluster {
             holder: None,
             asked: false,
             deaf: false,
+            hoarder: None,
             left: 100_000,
             held: Vec::new(),
             named: Vec::new(),
@@ -77,6 +80,9 @@ impl Cluster {
             let out = self.rig.wait(Duration::from_millis(100));
             let rate = self.holder.map_or(0.0, |(holder, _)| self.rates[usize::from(holder)]);
             self.have.iter_mut().for_each(|have| *have += rate / 10.0);
+            if let Some((holder, _)) = self.holder.filter(|(holder, _)| self.hoarder == Some(*holder)) {
+                self.have[usize::from(holder)] += 10.0;
+            }
             self.obey(out);
             let tick = self.rig.now.as_nanos() / 100_000_000;
             for id in 0..self.rates.len() as u8 {
@@ -108,6 +114,19 @@ fn where_the_origin_is_the_limit_few_are_tried() {
     assert!((2..=3).contains(&cluster.held.len()), "{:?}", cluster.held);
 }
 
+/// A cluster whose first holder gets all that there is and cannot send it.
+#[test]
+fn a_holder_that_hoards_is_found_out_though_it_gets_much() {
+    let mut cluster = Cluster::new(&[100.0; 20]);
+    cluster.rates[0] = 2.0;
+    cluster.hoarder = Some(0);
+    cluster.run(3.0);
+    assert!(cluster.held.len() > 1);
+    cluster.run(60.0);
+    assert_ne!(cluster.holder.map(|(id, _)| id), Some(0));
+    assert!(cluster.held.len() <= 4, "{:?}", cluster.held);
+}
+
 #[test]
 fn a_good_holder_gets_the_lease_back_from_a_slow_one() {
     // Whoever is tried is slow.
@@ -133,7 +152,7 @@ fn a_holder_that_becomes_slow_after_the_trials_is_found_out_too() {
 #[test]
 fn nobody_else_is_tried_where_the_end_is_near() {
     let mut cluster = Cluster::new(&[100.0; 20]);
-    cluster.left = 150;
+    cluster.left = 3000;
     cluster.run(5.0);
     assert_eq!(cluster.held, [0]);
 }
