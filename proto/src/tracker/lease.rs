@@ -15,10 +15,6 @@ use crate::{
     wire::{Epoch, Grant, Held, Join, Message, Scope, Standing},
 };
 
-/// A lease that some tracker gave is the others' to take away only after so many times the patience of the one that gave
-/// it, so that one tracker replaces a holder and not all of them.
-const OTHERS_PATIENCE: f64 = 1.5;
-
 /// What a lease is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Key {
@@ -86,11 +82,7 @@ impl Lease {
 
     /// When its holder counts as dead or stuck.
     pub(super) fn end(&self, limits: &Limits) -> Time {
-        let (mut timeout, mut stall) = (limits.lease_timeout, limits.lease_stall);
-        if !self.own {
-            (timeout, stall) = (timeout.mul_f64(OTHERS_PATIENCE), stall.mul_f64(OTHERS_PATIENCE));
-        }
-        let end = (self.heard + timeout).min(self.progressed + stall);
+        let end = (self.heard + limits.lease_timeout).min(self.progressed + limits.lease_stall);
         self.ending.map_or(end, |ending| ending.min(end))
     }
 

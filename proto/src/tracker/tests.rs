@@ -251,17 +251,6 @@ fn whoever_reports_a_lease_that_ended_is_told_so() {
 }
 
 #[test]
-fn a_tracker_leaves_it_to_the_one_that_gave_a_lease_to_end_it_first() {
-    let limits = Limits::default();
-    let mut rig = Rig::new();
-    rig.join(1, beat(first(), 2));
-    rig.now = rig.now + limits.lease_timeout / 2;
-    rig.join(2, join(Standing::Starved));
-    assert!(rig.wait(limits.lease_timeout / 2).is_empty());
-    assert_eq!(granted(&rig.wait(limits.lease_timeout / 2)), [peer(2)]);
-}
-
-#[test]
 fn a_member_that_gets_on_is_told_of_few_others_and_one_that_starves_of_many() {
     let mut rig = Rig::new();
     let limits = Limits::default();
