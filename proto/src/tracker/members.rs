@@ -20,6 +20,8 @@ pub(super) struct Member {
     /// Since when no peer that it knows has anything for it.
     pub(super) starved: Option<Time>,
     pub(super) heard: Time,
+    /// How often it was named to others.
+    pub(super) named: u32,
     /// When it is looked whether it fell silent: never later than it may have.
     looked: Time,
     in_zone: usize,
@@ -116,6 +118,10 @@ impl Members {
         &self.list[at]
     }
 
+    pub(super) fn note_named(&mut self, at: usize) {
+        self.list[at].named = self.list[at].named.saturating_add(1);
+    }
+
     pub(super) fn position(&self, peer: PeerId) -> Option<usize> {
         self.index.get(&peer).copied()
     }
@@ -160,6 +166,7 @@ impl Members {
             standing: join.standing,
             starved,
             heard: now,
+            named: before.as_ref().map_or(0, |before| before.named),
             looked: now,
             in_zone: 0,
             in_rack: 0,

@@ -26,8 +26,9 @@ pub(super) struct Wish {
 }
 
 /// Up to `count` random members other than the asker.
-pub(super) fn sample(rng: &mut Pcg64Mcg, members: &Members, wish: Wish) -> Vec<Contact> {
-    let mut draw = Draw { rng, members, asker: members.position(wish.asker), chosen: Vec::with_capacity(wish.count) };
+pub(super) fn sample(rng: &mut Pcg64Mcg, members: &mut Members, wish: Wish) -> Vec<Contact> {
+    let all = &*members;
+    let mut draw = Draw { rng, members: all, asker: all.position(wish.asker), chosen: Vec::with_capacity(wish.count) };
     let count = wish.count;
     if let Some(known) = wish.with {
         draw.name(known);
@@ -36,16 +37,20 @@ pub(super) fn sample(rng: &mut Pcg64Mcg, members: &Members, wish: Wish) -> Vec<C
     if wish.imports {
         draw.import(wish.place, wish.source, most);
     }
-    if let Some(zone) = members.zone(wish.place.zone) {
-        let far = if members.zone_count() > 1 && !wish.imports { FAR } else { 0 };
+    if let Some(zone) = all.zone(wish.place.zone) {
+        let far = if all.zone_count() > 1 && !wish.imports { FAR } else { 0 };
         draw.take(zone.rack(wish.place.rack), most);
         draw.take(zone.members(), count.saturating_sub(far));
-        if members.zone_count() > 1 {
+        if all.zone_count() > 1 {
             let room = count.min(draw.chosen.len() + far);
-            draw.take_any(members.len(), |at| at, room);
+            draw.take_any(all.len(), |at| at, room);
         }
     }
-    draw.chosen.iter().map(|at| members.at(*at).contact).collect()
+    let chosen = draw.chosen;
+    for at in &chosen {
+        members.note_named(*at);
+    }
+    chosen.iter().map(|at| members.at(*at).contact).collect()
 }
 
 struct Draw<'a> {
@@ -111,8 +116,9 @@ impl Draw<'_> {
             if self.chosen.len() >= until {
                 return;
             }
-            let drawn = at(self.rng.random_range(0..len));
-            self.add(drawn);
+            let (one, other) = (at(self.rng.random_range(0..len)), at(self.rng.random_range(0..len)));
+            let named = |at: usize| self.members.at(at).named;
+            self.add(if named(other) < named(one) { other } else { one });
         }
     }
 }

@@ -75,7 +75,7 @@ impl Tracked {
 
     /// What a member is told: its lease, and `count` others, among them `with`.
     pub(super) fn answer(
-        &self,
+        &mut self,
         rng: &mut Pcg64Mcg,
         digest: Digest,
         peer: PeerId,
@@ -88,7 +88,7 @@ impl Tracked {
         let source = self.leases.source();
         let served = source.is_some_and(|source| source != peer) || self.members.is_held();
         let imports = lease.is_some_and(|grant| grant.scope == Scope::Zone);
-        let peers = sample(rng, &self.members, Wish { asker: peer, place, count, imports, source, with });
+        let peers = sample(rng, &mut self.members, Wish { asker: peer, place, count, imports, source, with });
         Send { peer, message: Message::Joined { digest, peers, lease, served } }
     }
 
