@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use shoal_proto::limits::Limits;
+use shoal_proto::{limits::Limits, peer::Place};
 use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},
@@ -142,6 +142,7 @@ impl Daemon {
         let tasks = TaskTracker::new();
         let parts = Parts {
             identity: identity.clone(),
+            place: place_of(&config),
             secret: secret.clone(),
             store: store.clone(),
             verifier: Verifier::default(),
@@ -280,6 +281,7 @@ async fn bind_p2p(
         };
         let (dht, listen) = Dht::start(settings).await?;
         let settings = DataPlaneConfig {
+            place: place_of(config),
             upload: config.limits.upload,
             download: download.clone(),
             ..DataPlaneConfig::new(listen, identity.clone(), secret.clone())
@@ -293,6 +295,10 @@ async fn bind_p2p(
             Err(error) => return Err(error.into()),
         }
     }
+}
+
+fn place_of(config: &Config) -> Place {
+    Place::named(config.zone.as_deref(), config.rack.as_deref())
 }
 
 async fn bind_registry(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, BuildError> {

@@ -26,7 +26,7 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use shoal_proto::{
-    peer::{Contact, PeerId},
+    peer::{Contact, PeerId, Place},
     units::Rate,
     wire::{Ask, Message},
 };
@@ -47,6 +47,8 @@ pub struct DataPlaneConfig {
     pub listen: SocketAddr,
     /// Who this node is.
     pub identity: Identity,
+    /// Where it stands, for its peers to know.
+    pub place: Place,
     /// What its peers must know.
     pub secret: Secret,
     /// Cap on the bytes of chunks that are sent, over all peers.
@@ -61,12 +63,13 @@ impl DataPlaneConfig {
     /// Default of [`Self::connections`].
     pub const CONNECTIONS: usize = limits::CONNECTIONS_MAX;
 
-    /// A configuration without caps.
+    /// A configuration without caps and without a place.
     #[must_use]
     pub fn new(listen: SocketAddr, identity: Identity, secret: Secret) -> Self {
         Self {
             listen,
             identity,
+            place: Place::default(),
             secret,
             upload: None,
             download: Bucket::optional(None),
@@ -84,6 +87,8 @@ pub enum PlaneEvent {
     Connected {
         /// Who, and the address at which it is reached.
         contact: Contact,
+        /// Where it stands, as it says.
+        place: Place,
     },
     /// The session ended; messages on their way may be lost.
     Disconnected {

@@ -90,6 +90,40 @@ impl Verifier {
         self.run(job).await.unwrap_or_else(Verdict::Disk)
     }
 
+    /// Writes a chunk of which nobody can tell yet whether it is right, unless verified bytes lie in its place or `stopped`
+    /// is cancelled. What is written counts for nothing before [`Self::hash`] has seen it.
+    ///
+    /// # Errors
+    /// `Interrupted` if it was stopped; otherwise what the disk says.
+    pub async fn store(
+        &self,
+        blob: &PartialBlob,
+        chunk: ChunkIndex,
+        frames: Vec<Bytes>,
+        stopped: &CancellationToken,
+    ) -> io::Result<()> {
+        let (blob, stopped) = (blob.clone(), stopped.clone());
+        let job = move || blob.write_unverified(chunk, &frames, || !stopped.is_cancelled());
+        if self.run(job).await?? { Ok(()) } else { Err(io::ErrorKind::Interrupted.into()) }
+    }
+
+    /// What the link of a stored chunk ends in, from the state in front of it. Whoever knows the true end must compare.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub async fn hash(&self, blob: &PartialBlob, chunk: ChunkIndex, before: State) -> io::Result<LinkEnd> {
+        let blob = blob.clone();
+        let job = move || {
+            let layout = blob.layout();
+            let mut link = Link::new(layout, chunk, before);
+            for piece in pieces(blob.file(), layout.range(chunk)) {
+                link.update(&piece?);
+            }
+            link.end(layout, chunk).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+        };
+        self.run(job).await?
+    }
+
     /// Reads a stored chunk and hashes it again; none if it is not what is expected (the disk has rotted, or another
     /// claim is true).
     ///

@@ -23,6 +23,7 @@ mod lease;
 mod near;
 mod neighbour;
 mod output;
+mod pace;
 mod peers;
 mod pick;
 mod pulls;
@@ -45,6 +46,7 @@ use rand_pcg::Pcg64Mcg;
 use self::{
     fetch::Fetch,
     near::Near,
+    pace::Pace,
     serve::{Upload, Uploads},
 };
 pub use self::{
@@ -52,6 +54,7 @@ pub use self::{
     output::{Event, FetchError, FetchView, Output},
 };
 use crate::{
+    chain::State,
     claim::Segment,
     digest::Digest,
     limits::Limits,
@@ -86,6 +89,8 @@ struct Links {
     pulls: usize,
     /// Their bytes.
     pull_bytes: u64,
+    /// What streams from the origin leave for pulls, over all fetches.
+    pace: Pace,
     /// Fetches that would ask for more if those were fewer.
     crowded: BTreeSet<Digest>,
 }
@@ -132,6 +137,11 @@ impl Context<'_> {
 
     fn is_silent(&self, peer: PeerId) -> bool {
         self.links.silent.get(&peer).is_some_and(|since| *since + SILENCE > self.now)
+    }
+
+    /// Most pulls that may be out.
+    fn pulls_max(&self) -> usize {
+        self.links.pace.pulls_max(self.limits.node_pulls_max)
     }
 
     /// Dials unless connected or dialing. Returns whether the connection stands.
@@ -252,7 +262,8 @@ impl Swarm {
 
     /// Lets fetches that had to wait for others' pulls ask for more, from a random one on, so that none starves.
     fn relieve(&mut self, now: Time, out: &mut Vec<Output>) {
-        while self.links.pulls < self.limits.node_pulls_max && !self.links.crowded.is_empty() {
+        let most = self.links.pace.pulls_max(self.limits.node_pulls_max);
+        while self.links.pulls < most && !self.links.crowded.is_empty() {
             let at = self.rng.random_range(0..self.links.crowded.len());
             let Some(digest) = self.links.crowded.iter().nth(at).copied() else { return };
             self.links.crowded.remove(&digest);
@@ -296,6 +307,12 @@ impl Swarm {
     #[must_use]
     pub fn segments(&self, digest: &Digest) -> &[Arc<Segment>] {
         self.fetches.get(digest).map_or(&[], Fetch::segments)
+    }
+
+    /// The states of a blob's chain from the initial one, as far as known, signed or not.
+    #[must_use]
+    pub fn states(&self, digest: &Digest) -> &[State] {
+        self.fetches.get(digest).map_or(&[], Fetch::states)
     }
 
     fn parts<'a>(

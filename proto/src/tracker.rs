@@ -150,9 +150,14 @@ impl Tracker {
         }
         let returned = tracked.hear_leases(now, peer, before.as_ref(), join, (&self.limits, &mut self.rng), out);
         match returned {
-            Some(Returned { key, asked: true }) => self.hand_over(now, digest, key, peer, out),
+            Some(Returned { key, asked: true, .. }) => self.hand_over(now, digest, key, peer, out),
+            Some(Returned { key, free: true, .. }) => {
+                if let Some(line) = tracked.leases.line_mut(key) {
+                    line.rests = Some(now + self.limits.lease_heartbeat);
+                }
+            }
             // It shall not have it back at once.
-            Some(Returned { asked: false, .. }) => self.settle(now, digest, Some(peer), out),
+            Some(Returned { .. }) => self.settle(now, digest, Some(peer), out),
             None => {}
         }
         let Some(tracked) = self.blobs.get_mut(&digest) else { return };
@@ -192,7 +197,7 @@ impl Tracker {
         let zones = tracked.members.zones().map(|(zone, _)| Key::Zone(zone));
         let keys: Vec<Key> = std::iter::once(Key::Origin).chain(zones).collect();
         for key in keys {
-            if !tracked.is_needed(key) {
+            if !tracked.is_needed(now, key) {
                 continue;
             }
             let Some(peer) = tracked.members.richest(key, shunned) else { continue };
@@ -233,6 +238,7 @@ impl Tracker {
             self.remove(&digest, peer);
         }
         let Some(tracked) = self.blobs.get_mut(&digest) else { return };
+        tracked.leases.wake(now);
         let mut over = Vec::new();
         for (key, line) in tracked.leases.lines() {
             if let Some(lease) = line.lease.as_ref().filter(|lease| lease.end(&self.limits) <= now) {

@@ -260,7 +260,7 @@ impl Net {
         }
         for index in std::mem::take(&mut self.fresh) {
             let flow = &self.flows[index as usize];
-            let listed = self.links[flow.path.last()].flows.get(flow.slots[usize::from(flow.path.len) - 1]as usize);
+            let listed = self.links[flow.path.last()].flows.get(flow.slots[usize::from(flow.path.len) - 1] as usize);
             if flow.rate == 0.0 && listed == Some(&index) {
                 let rate = wish(&self.links, flow, usize::MAX);
                 self.give(now, index, rate);

@@ -21,7 +21,7 @@ use shoal_proto::{
     chunk::{ChunkIndex, ChunkSet, Layout},
     claim::Segment,
     digest::Digest,
-    peer::{Contact, PeerId},
+    peer::{Contact, PeerId, Place},
     wire::{Answer, Ask, Join, Message, SEGMENT_STATES_MAX, Standing},
 };
 use tokio::{sync::mpsc, task::JoinHandle};
@@ -55,7 +55,7 @@ struct Story {
     digest: Digest,
     layout: Layout,
     content: Bytes,
-    segments: Vec<Segment>,
+    segments: Vec<Arc<Segment>>,
     contact: Contact,
     asked: AtomicU32,
 }
@@ -120,7 +120,7 @@ impl Story {
             let end = states.len().min(from + SEGMENT_STATES_MAX);
             let (part, first) = (states[from..end].to_vec(), ChunkIndex(from as u32));
             let signature = identity.sign(&Segment::signed_bytes(&digest, layout.size(), first, &part));
-            segments.push(Segment { author: identity.peer(), from: first, states: part, signature });
+            segments.push(Arc::new(Segment { author: identity.peer(), from: first, states: part, signature }));
             from = end - 1;
         }
         Self { lie, digest, layout, content, segments, contact, asked: AtomicU32::new(0) }
@@ -130,11 +130,12 @@ impl Story {
         let mut unanswered = Vec::new();
         while let Some(event) = inbox.recv().await {
             match event {
-                PlaneEvent::Connected { contact } => {
+                PlaneEvent::Connected { contact, .. } => {
                     let join = Join {
                         digest: self.digest,
                         have: self.layout.count(),
                         standing: Standing::Complete,
+                        place: Place::default(),
                         lease: None,
                     };
                     plane.send(contact.peer, Message::Join(join)).ok();
@@ -163,7 +164,7 @@ impl Story {
         {
             let size = self.layout.size();
             for segment in &self.segments {
-                plane.send(peer, Message::Segment { digest, size, segment: segment.clone() }).ok();
+                plane.send(peer, Message::Segment { digest, size, segment: Arc::clone(segment) }).ok();
             }
             plane.send(peer, Message::Have { digest, size, chunks: ChunkSet::full(self.layout.count()) }).ok();
         }

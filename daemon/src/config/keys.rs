@@ -105,8 +105,14 @@ pub const KEYS: &[Key] = &[
         "docker.io, if it is an upstream",
         "The upstream of requests that name no registry",
     ),
-    one("zone", "zone", "TEXT", "none", "The zone of this node; peers of the same zone are preferred"),
-    one("rack", "rack", "TEXT", "none", "The rack of this node inside its zone"),
+    one(
+        "zone",
+        "zone",
+        "TEXT",
+        "none",
+        "The zone of this node; one node imports a blob into a zone, the others get it there",
+    ),
+    one("rack", "rack", "TEXT", "none", "The rack of this node inside its zone; peers of the same rack are preferred"),
     one(
         "log",
         "log",

@@ -1,12 +1,13 @@
 //! The loop: one fact at a time goes into the machines, and their orders come out.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use shoal_proto::{
+    chain::LinkEnd,
     chunk::ChunkIndex,
     digest::Digest,
     peer::{Contact, PeerId},
@@ -68,6 +69,8 @@ pub(super) enum Fact {
     Opened { digest: Digest, sealed: Option<Arc<Vouched>> },
     /// Room was made for a blob, or not; for this very job, which may be over by now.
     Room { digest: Digest, job: Arc<Job>, partial: std::io::Result<PartialBlob> },
+    /// A chunk that was stored unhashed was hashed, or could not be read; for this very job, which may be over by now.
+    Hashed { digest: Digest, job: Arc<Job>, chunk: ChunkIndex, end: Option<LinkEnd> },
     /// A blob was sealed, or could not be.
     Sealed { digest: Digest, sealed: std::io::Result<(BlobFile, Vec<shoal_proto::claim::Segment>)> },
 }
@@ -92,6 +95,9 @@ pub(super) struct Driver {
     pub(super) flights: Flights,
     pub(super) tasks: TaskTracker,
     pub(super) swarm: Swarm,
+    /// Facts that came up while the machine's orders were obeyed; they are for this same turn.
+    inputs: VecDeque<Input>,
+    turning: bool,
     pub(super) tracker: Tracker,
     pub(super) jobs: HashMap<Digest, Arc<Job>>,
     /// Sealed blobs that peers read.
@@ -118,9 +124,11 @@ impl Driver {
     pub(super) fn new(parts: Arc<Parts>, flights: Flights, shelf: Arc<Shelf>, tasks: TaskTracker) -> Self {
         let me = parts.identity.peer();
         let (facts, facts_in) = mpsc::channel(FACTS_MAX);
-        let (limits, seed) = (parts.limits.clone(), rand::random());
+        let (place, limits, seed) = (parts.place, parts.limits.clone(), rand::random());
         Self {
-            swarm: Swarm::new(me, limits.clone(), seed),
+            swarm: Swarm::new(me, place, limits.clone(), seed),
+            inputs: VecDeque::new(),
+            turning: false,
             tracker: Tracker::new(limits, seed ^ 1),
             parts,
             flights,
@@ -171,8 +179,7 @@ impl Driver {
     }
 
     fn next_deadline(&self) -> Instant {
-        let swarm = self.swarm.deadline().map(|(time, _)| time);
-        let due = swarm.into_iter().chain(self.tracker.deadline()).min();
+        let due = self.swarm.deadline().into_iter().chain(self.tracker.deadline()).min();
         // Without a deadline any far time will do: each fact makes the loop look again.
         due.map_or_else(
             || Instant::now() + Duration::from_secs(3600),
@@ -180,14 +187,21 @@ impl Driver {
         )
     }
 
-    /// Feeds the swarm machine and obeys, until its orders to this very node's tracker have settled.
+    /// Feeds the swarm machine and obeys. A fact that comes up on the way is fed when the orders before it are obeyed.
     pub(super) fn swarm(&mut self, input: Input) {
-        let mut out = Vec::new();
-        let now = self.now();
-        self.swarm.handle(now, input, &mut out);
-        for order in out {
-            self.obey(order);
+        self.inputs.push_back(input);
+        if std::mem::replace(&mut self.turning, true) {
+            return;
         }
+        while let Some(input) = self.inputs.pop_front() {
+            let mut out = Vec::new();
+            let now = self.now();
+            self.swarm.handle(now, input, &mut out);
+            for order in out {
+                self.obey(order);
+            }
+        }
+        self.turning = false;
         self.count_leases();
     }
 
@@ -243,6 +257,7 @@ impl Driver {
             | Message::Have { .. }
             | Message::Got { .. }
             | Message::Fresh { .. }
+            | Message::Peers { .. }
             | Message::Segment { .. }
             | Message::Unknown { .. } => {}
         }
@@ -331,6 +346,7 @@ impl Driver {
                 self.flights.end(&digest, Ok(()));
             }
             Fact::Opened { digest, sealed } => self.opened(digest, sealed),
+            Fact::Hashed { digest, job, chunk, end } => self.hashed(digest, &job, chunk, end),
             Fact::Room { digest, job, partial } => self.room(digest, &job, partial),
             Fact::Sealed { digest, sealed } => self.sealed(digest, sealed),
         }
@@ -344,8 +360,8 @@ impl Driver {
                 job.partial.send_replace(Some(Some(resumed.blob)));
             }
             let size = resumed.layout.size();
-            let segments: Vec<_> =
-                resumed.segments.into_iter().filter(|segment| is_signed(&digest, size, segment)).collect();
+            let signed = resumed.segments.into_iter().filter(|segment| is_signed(&digest, size, segment));
+            let segments = signed.map(Arc::new).collect();
             swarm::Restored { size, segments, have: resumed.verified }
         });
         if self.swarm.fetch(&digest).is_some_and(|view| view.complete) {
@@ -372,10 +388,10 @@ impl Driver {
 
     pub(super) fn event(&mut self, event: PlaneEvent) {
         match event {
-            PlaneEvent::Connected { contact } => {
+            PlaneEvent::Connected { contact, place } => {
                 self.contacts.insert(contact.peer, contact);
                 self.count_peers();
-                self.swarm(Input::Connected { peer: contact.peer });
+                self.swarm(Input::Connected { peer: contact.peer, place });
             }
             PlaneEvent::Disconnected { peer } => {
                 self.contacts.remove(&peer);

@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use shoal_proto::{
-    chain::{Chain, Expected, State},
+    chain::{Expected, LinkEnd, State},
     chunk::{ChunkIndex, Layout},
     claim::Segment,
     digest::Digest,
@@ -60,6 +60,12 @@ impl Driver {
             }
             Output::PullOrigin { digest, run, from, until, before } => {
                 self.pull_origin(digest, run, from, until, before);
+            }
+            Output::Hash { digest, chunk, before } => self.hash(digest, chunk, before),
+            Output::Sign { digest, size, from, states } => {
+                // Takes less time than a task of its own would.
+                let segment = Arc::new(sign(&self.parts, &digest, size, from, states));
+                self.swarm(Input::Signed { digest, segment });
             }
             Output::StopOrigin { run, .. } => {
                 if let Some(stream) = self.runs.remove(&run) {
@@ -173,7 +179,14 @@ impl Driver {
         self.pulls.insert(pull, task.abort_handle());
     }
 
-    fn pull_origin(&mut self, digest: Digest, id: RunId, from: ChunkIndex, until: Option<ChunkIndex>, before: State) {
+    fn pull_origin(
+        &mut self,
+        digest: Digest,
+        id: RunId,
+        from: ChunkIndex,
+        until: Option<ChunkIndex>,
+        before: Option<State>,
+    ) {
         let Some(job) = self.jobs.get(&digest).cloned() else { return };
         let Some(source) = job.source.clone() else { return };
         let layout = job.partial.borrow().as_ref().and_then(Option::as_ref).map(PartialBlob::layout);
@@ -185,6 +198,26 @@ impl Driver {
         let run = Run { digest, id, from, until, before, layout, source, job, stopped: stopped.clone() };
         let task = self.tasks.spawn(run.run(Arc::clone(&self.parts), self.facts.clone())).abort_handle();
         self.runs.insert(id, Stream { task, stopped });
+    }
+
+    /// Hashes a chunk that a stream stored without knowing the state in front of it.
+    fn hash(&self, digest: Digest, chunk: ChunkIndex, before: State) {
+        let Some(job) = self.jobs.get(&digest).cloned() else { return };
+        let (parts, facts) = (Arc::clone(&self.parts), self.facts.clone());
+        self.tasks.spawn(async move {
+            let end = hash_chunk(&parts, &job, chunk, before).await;
+            let end = end.inspect_err(|error| {
+                tracing::error!(digest = %digest.short(), chunk = chunk.0, %error, "cannot hash a stored chunk");
+            });
+            facts.send(Fact::Hashed { digest, job, chunk, end: end.ok() }).await.ok();
+        });
+    }
+
+    /// What was hashed for a job that is over says nothing about what has begun anew.
+    pub(super) fn hashed(&mut self, digest: Digest, job: &Arc<Job>, chunk: ChunkIndex, end: Option<LinkEnd>) {
+        if self.jobs.get(&digest).is_some_and(|current| Arc::ptr_eq(current, job)) {
+            self.swarm(Input::Hashed { digest, chunk, end });
+        }
     }
 
     fn serve(&mut self, id: AskId) {
@@ -230,7 +263,11 @@ impl Driver {
         let segments = self.swarm.segments(digest).to_vec();
         let digest = *digest;
         self.tasks.spawn(async move {
-            if let Ok(Err(error)) = spawn_blocking(move || partial.save_claim(&segments)).await {
+            let save = move || {
+                let segments: Vec<_> = segments.into_iter().map(Arc::unwrap_or_clone).collect();
+                partial.save_claim(&segments)
+            };
+            if let Ok(Err(error)) = spawn_blocking(save).await {
                 tracing::warn!(digest = %digest.short(), %error, "claim not saved; a crash now costs what has arrived");
             }
         });
@@ -246,7 +283,7 @@ impl Driver {
         };
         job.flight.end(Ok(()));
         let size = partial.layout().size();
-        let states = chain_of(&digest, partial.layout(), self.swarm.segments(&digest));
+        let states = self.swarm.states(&digest).to_vec();
         let parts = Arc::clone(&self.parts);
         self.blocking(move || {
             let segments = sign_chain(&parts, &digest, size, &states);
@@ -265,6 +302,7 @@ impl Driver {
                     self.parts.metrics.fetch_seconds.observe(job.started.elapsed().as_secs_f64());
                 }
                 tracing::info!(%digest, bytes = file.size(), "sealed");
+                let segments: Vec<_> = segments.into_iter().map(Arc::new).collect();
                 if let Some(blob) = Vouched::proven(digest, file, segments.clone()) {
                     self.held.insert(digest, self.shelf.put(blob));
                 }
@@ -384,6 +422,14 @@ async fn pull_chunk(parts: &Parts, job: &Job, peer: PeerId, ask: Ask, expected: 
     }
 }
 
+async fn hash_chunk(parts: &Parts, job: &Job, chunk: ChunkIndex, before: State) -> io::Result<LinkEnd> {
+    let partial = partial_of(job).await.ok_or(io::ErrorKind::NotFound)?;
+    let end = parts.verifier.hash(&partial, chunk, before).await?;
+    parts.metrics.chunks_verified.inc();
+    job.count_origin(partial.layout().len(chunk));
+    Ok(end)
+}
+
 /// The blob's place in the store, once there is one; none if there will not be.
 pub(super) async fn partial_of(job: &Job) -> Option<PartialBlob> {
     let mut partial = job.partial.subscribe();
@@ -415,17 +461,6 @@ async fn read_chunk(
     let range = layout.range(chunk);
     let read = move || file.read_pieces(range.start, (range.end - range.start) as usize);
     spawn_blocking(read).await.map_err(io::Error::other)?
-}
-
-/// All states of a chain that is whole.
-fn chain_of(digest: &Digest, layout: Layout, segments: &[Segment]) -> Vec<State> {
-    let Some(mut chain) = Chain::new(*digest, layout) else { return Vec::new() };
-    for segment in segments {
-        if let Err(error) = chain.extend(segment.from, &segment.states) {
-            tracing::error!(%digest, %error, "the segments of a proven chain do not fit");
-        }
-    }
-    chain.states().to_vec()
 }
 
 /// This node's signed word for a whole proven chain, in segments that fit into messages.

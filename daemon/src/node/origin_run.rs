@@ -1,6 +1,6 @@
 //! One stream from the origin: bytes become chunks, chunks become links of the chain, each told to the loop at once.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use shoal_proto::{
@@ -23,8 +23,10 @@ use crate::{
     verify::Verdict,
 };
 
-/// Chunks that were read and wait to be hashed: one in work and one behind it keep network and hash busy together.
+/// Chunks that were read and wait to be hashed or stored: one in work and one behind it keep network and hash busy together.
 const CHUNKS_AHEAD: usize = 2;
+/// The same where chunks are only written, which is quick; several streams of a blob may do that at once.
+const CHUNKS_AHEAD_UNHASHED: usize = 1;
 
 /// How often progress inside a chunk is told, for the lease's heartbeats.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(300);
@@ -38,7 +40,8 @@ pub(super) struct Run {
     pub(super) id: RunId,
     pub(super) from: ChunkIndex,
     pub(super) until: Option<ChunkIndex>,
-    pub(super) before: State,
+    /// None if it is not known: then chunks are stored as they come, and hashed when the machine says so.
+    pub(super) before: Option<State>,
     pub(super) layout: Option<Layout>,
     pub(super) source: Source,
     pub(super) job: Arc<Job>,
@@ -88,7 +91,7 @@ impl Run {
         if partial.layout() != layout {
             return Err(Failure::Corrupt);
         }
-        let (chunks, hashed) = mpsc::channel(CHUNKS_AHEAD);
+        let (chunks, arrived) = mpsc::channel(if self.before.is_some() { CHUNKS_AHEAD } else { CHUNKS_AHEAD_UNHASHED });
         let (sent, progress) = watch::channel(0_u64);
         let last = self.until.map_or(layout.last(), |until| ChunkIndex(until.0 - 1));
         let read = async {
@@ -96,18 +99,19 @@ impl Run {
             drop(chunks);
             outcome
         };
-        let hash = self.hash(parts, facts, layout, &partial, hashed);
+        let keep = self.keep(parts, facts, layout, &partial, arrived);
         let report = self.report(facts, progress);
         tokio::pin!(report);
-        let work = async { tokio::try_join!(read, hash) };
+        let work = async { tokio::try_join!(read, keep) };
         tokio::select! {
             outcome = work => outcome.map(|_| ()),
             never = &mut report => match never {},
         }
     }
 
-    /// Hashes chunks in order, stores them and tells the loop; each link starts where the one before ended.
-    async fn hash(
+    /// Stores chunks in order and tells the loop. They are hashed first if the state in front of the first is known: each
+    /// link starts where the one before ended.
+    async fn keep(
         &self,
         parts: &Arc<Parts>,
         facts: &mpsc::Sender<Fact>,
@@ -117,32 +121,51 @@ impl Run {
     ) -> Result<(), Failure> {
         let mut before = self.before;
         while let Some((chunk, frames)) = chunks.recv().await {
-            let expected = Expected { before, end: None };
-            let end = match parts.verifier.check(partial, chunk, expected, frames, &self.stopped).await {
-                Verdict::Good { end } => end,
-                Verdict::Corrupt => {
-                    parts.metrics.chunks_corrupt.inc();
-                    return Err(Failure::Corrupt);
-                }
-                Verdict::Disk(error) => {
-                    tracing::error!(digest = %self.digest.short(), %error, "cannot store a chunk");
-                    return Err(Failure::Disk);
+            let end = match before {
+                Some(state) => Some(self.link(parts, layout, partial, chunk, state, frames).await?),
+                None => {
+                    let stored = parts.verifier.store(partial, chunk, frames, &self.stopped).await;
+                    stored.map_err(|error| self.disk(&error))?;
+                    None
                 }
             };
-            parts.metrics.chunks_verified.inc();
-            self.job.count_origin(layout.len(chunk));
-            let segment = match end {
-                LinkEnd::State(after) => {
-                    let states = vec![before, after];
-                    before = after;
-                    Some(sign(parts, &self.digest, layout.size(), chunk, states))
-                }
-                LinkEnd::Digest(_) => None,
-            };
-            let input = Input::OriginChunk { digest: self.digest, run: self.id, chunk, end, segment };
+            if let Some(LinkEnd::State(after)) = end {
+                before = Some(after);
+            }
+            let input = Input::OriginChunk { digest: self.digest, run: self.id, chunk, end };
             self.tell(facts, input).await;
         }
         Ok(())
+    }
+
+    /// Hashes a chunk from the state in front of it, and stores it.
+    async fn link(
+        &self,
+        parts: &Arc<Parts>,
+        layout: Layout,
+        partial: &PartialBlob,
+        chunk: ChunkIndex,
+        before: State,
+        frames: Vec<Bytes>,
+    ) -> Result<LinkEnd, Failure> {
+        let expected = Expected { before, end: None };
+        match parts.verifier.check(partial, chunk, expected, frames, &self.stopped).await {
+            Verdict::Good { end } => {
+                parts.metrics.chunks_verified.inc();
+                self.job.count_origin(layout.len(chunk));
+                Ok(end)
+            }
+            Verdict::Corrupt => {
+                parts.metrics.chunks_corrupt.inc();
+                Err(Failure::Corrupt)
+            }
+            Verdict::Disk(error) => Err(self.disk(&error)),
+        }
+    }
+
+    fn disk(&self, error: &io::Error) -> Failure {
+        tracing::error!(digest = %self.digest.short(), %error, "cannot store a chunk");
+        Failure::Disk
     }
 
     /// Tells the loop of bytes inside a chunk, so that a slow origin does not look like a stuck one.
@@ -211,6 +234,7 @@ const fn kind(error: &OriginError) -> OriginFailure {
         OriginError::NotFound { .. } | OriginError::Denied { .. } | OriginError::Protocol { .. } => {
             OriginFailure::Refused
         }
-        OriginError::RateLimited { .. } | OriginError::Unavailable { .. } => OriginFailure::Transient,
+        OriginError::RateLimited { retry_after, .. } => OriginFailure::Transient { retry_after: *retry_after },
+        OriginError::Unavailable { .. } => OriginFailure::TRANSIENT,
     }
 }

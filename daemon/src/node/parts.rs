@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use shoal_proto::limits::Limits;
+use shoal_proto::{limits::Limits, peer::Place};
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -26,6 +26,8 @@ const COMMANDS_MAX: usize = 4096;
 pub struct Parts {
     /// Who this node is.
     pub identity: Identity,
+    /// Where this node stands.
+    pub place: Place,
     /// What the cluster shares.
     pub secret: Secret,
     /// Blobs on disk.

@@ -1,6 +1,8 @@
 //! The loop, turn by turn.
 #![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, reason = "tests")]
 
+mod streams;
+
 use std::{fs, io::Write as _, net::Ipv4Addr};
 
 use futures_util::FutureExt as _;
@@ -8,7 +10,7 @@ use shoal_proto::{
     chunk::{ChunkIndex, ChunkSet, Layout},
     digest::Algorithm,
     limits::Limits,
-    peer::{Contact, PeerId},
+    peer::{Contact, PeerId, Place},
     swarm::{Input, Output, Restored},
     time::Time,
 };
@@ -49,6 +51,7 @@ async fn world() -> World {
     let (dht, plane) = bind(&identity, &events).await;
     let parts = Arc::new(Parts {
         identity,
+        place: Place::default(),
         secret: Secret::none(),
         store: store.clone(),
         verifier: Verifier::default(),
@@ -165,7 +168,7 @@ async fn a_failed_dial_of_a_connected_peer_does_not_disconnect_it() {
     let mut world = world().await;
     let contact = Contact { peer: PeerId([3; 32]), address: (Ipv4Addr::LOCALHOST, 1).into() };
     let digest = world.digest;
-    world.driver.event(PlaneEvent::Connected { contact });
+    world.driver.event(PlaneEvent::Connected { contact, place: Place::default() });
     world.driver.event(PlaneEvent::DialFailed { peer: contact.peer });
     let mut out = Vec::new();
     world.driver.swarm.handle(Time::from_nanos(1), Input::Wanted { digest, restored: None }, &mut out);

@@ -34,13 +34,13 @@ pub(super) struct Vouched {
     layout: Layout,
     /// None for digests without chains: those are checked as a whole.
     chain: Option<Chain>,
-    segments: Vec<Segment>,
+    segments: Vec<Arc<Segment>>,
     checked: Mutex<ChunkSet>,
 }
 
 impl Vouched {
     /// A blob whose every chunk was verified by this process.
-    pub(super) fn proven(digest: Digest, file: BlobFile, segments: Vec<Segment>) -> Option<Self> {
+    pub(super) fn proven(digest: Digest, file: BlobFile, segments: Vec<Arc<Segment>>) -> Option<Self> {
         let layout = Layout::new(file.size())?;
         let chain = assemble(digest, layout, &segments);
         Some(Self { digest, file, layout, chain, segments, checked: Mutex::new(ChunkSet::full(layout.count())) })
@@ -49,6 +49,7 @@ impl Vouched {
     /// A blob that an earlier process proved. Blocks: a chain that was lost is computed anew.
     fn open(parts: &Parts, digest: Digest, sealed: SealedBlob) -> io::Result<Self> {
         let SealedBlob { file, layout, segments, .. } = sealed;
+        let segments: Vec<_> = segments.into_iter().map(Arc::new).collect();
         let chain = assemble(digest, layout, &segments);
         if chain.is_some() || Chain::new(digest, layout).is_none() {
             let checked = Mutex::new(ChunkSet::empty(layout.count()));
@@ -58,6 +59,7 @@ impl Vouched {
         let Some((states, _)) = derived.filter(|(_, found)| *found == digest) else { return Err(rotten(&digest)) };
         let segments = sign_chain(parts, &digest, layout.size(), &states);
         parts.store.save_chain(&digest, &segments)?;
+        let segments: Vec<_> = segments.into_iter().map(Arc::new).collect();
         let chain = assemble(digest, layout, &segments);
         Ok(Self { digest, file, layout, chain, segments, checked: Mutex::new(ChunkSet::full(layout.count())) })
     }
@@ -70,7 +72,7 @@ impl Vouched {
         self.layout
     }
 
-    pub(super) fn segments(&self) -> &[Segment] {
+    pub(super) fn segments(&self) -> &[Arc<Segment>] {
         &self.segments
     }
 
@@ -189,7 +191,7 @@ impl Shelf {
 }
 
 /// The whole chain that segments make, if they do.
-fn assemble(digest: Digest, layout: Layout, segments: &[Segment]) -> Option<Chain> {
+fn assemble(digest: Digest, layout: Layout, segments: &[Arc<Segment>]) -> Option<Chain> {
     let mut chain = Chain::new(digest, layout)?;
     for segment in segments {
         chain.extend(segment.from, &segment.states).ok()?;

@@ -24,6 +24,8 @@ pub enum OriginError {
     RateLimited {
         /// `host` or `host:port` that said so.
         host: String,
+        /// How long it asks to be left alone; [`Duration::MAX`](std::time::Duration::MAX) if it named a date.
+        retry_after: Option<std::time::Duration>,
     },
     /// Unreachable, timed out, 5xx.
     #[error("{host}: {why}")]

@@ -341,13 +341,13 @@ fn judge(request: &Request<'_>, reply: Reply, at_home: bool) -> Result<Reply, Fa
 }
 
 fn refusal(status: StatusCode, headers: &HeaderMap, host: String) -> Failure {
-    let after = retry::retry_after(headers);
-    let retry = after.map_or(Retry::Backoff, Retry::After);
+    let retry_after = retry::retry_after(headers);
+    let retry = retry_after.map_or(Retry::Backoff, Retry::After);
     match status.as_u16() {
         401 | 403 => Failure::fatal(OriginError::Denied { host }),
         404 => Failure::fatal(OriginError::NotFound { host }),
-        429 => Failure { error: OriginError::RateLimited { host }, retry },
-        503 if after.is_some() => Failure { error: OriginError::RateLimited { host }, retry },
+        429 => Failure { error: OriginError::RateLimited { host, retry_after }, retry },
+        503 if retry_after.is_some() => Failure { error: OriginError::RateLimited { host, retry_after }, retry },
         408 | 500..=599 => Failure::passing(OriginError::unavailable(host, format!("answered {}", status.as_u16()))),
         _ => Failure::fatal(OriginError::protocol(host, format!("unexpected status {}", status.as_u16()))),
     }

@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use shoal_proto::{
     digest::{Algorithm, Digest},
     limits::Limits,
+    peer::Place,
     status::{PullProgress, PullRequest},
 };
 use tokio::{
@@ -134,6 +135,7 @@ async fn world(shelf: Shelf) -> World {
     let origin = Origin::new(OriginTimeouts::default(), Vec::new(), Arc::clone(&metrics));
     let parts = Parts {
         identity,
+        place: Place::default(),
         secret: Secret::none(),
         store: store.clone(),
         verifier: Verifier::default(),

@@ -7,7 +7,7 @@ use std::{
 };
 
 use quinn::{Connection, Endpoint, Incoming, TokioRuntime, TransportConfig};
-use shoal_proto::peer::{Contact, PeerId};
+use shoal_proto::peer::{Contact, PeerId, Place};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     time::{Instant, timeout, timeout_at},
@@ -36,6 +36,8 @@ pub(super) struct Inner {
     pub(super) endpoint: Endpoint,
     tls: Tls,
     dial_transport: Arc<TransportConfig>,
+    /// Where this node stands.
+    place: Place,
     secret: Secret,
     pub(super) events: mpsc::Sender<PlaneEvent>,
     peers: Mutex<Peers<Session>>,
@@ -101,7 +103,7 @@ impl ConnectError {
 
 impl Inner {
     pub(super) fn bind(config: DataPlaneConfig, events: mpsc::Sender<PlaneEvent>) -> Result<Arc<Self>, BindError> {
-        let DataPlaneConfig { listen, identity, secret, upload, download, connections } = config;
+        let DataPlaneConfig { listen, identity, place, secret, upload, download, connections } = config;
         let io = |source| BindError::Socket { address: listen, source };
         let tls = Tls::new(&identity)?;
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(tls.server()?));
@@ -122,6 +124,7 @@ impl Inner {
             endpoint,
             tls,
             dial_transport: limits::unproven_transport(0),
+            place,
             secret,
             events,
             peers: Mutex::new(Peers::new(us)),
@@ -186,7 +189,7 @@ impl Inner {
         let connecting = self.endpoint.connect_with(config, contact.address, tls::SERVER_NAME)?;
         let connection = timeout(CONNECT_DEADLINE, connecting).await.map_err(|_| ConnectError::Silent)??;
         closing(&connection, async {
-            let proven = timeout(PROOF_DEADLINE, Handshake::dial(&connection, &self.secret)).await;
+            let proven = timeout(PROOF_DEADLINE, Handshake::dial(&connection, &self.secret, self.place)).await;
             let handshake = proven.map_err(|_| ConnectError::Late)??;
             self.commit(attempt, &connection, handshake.into_control(), permit)
         })
@@ -238,7 +241,7 @@ impl Inner {
         let connection = timeout(CONNECT_DEADLINE, connecting).await.map_err(|_| ConnectError::Silent)??;
         let deadline = Instant::now() + PROOF_DEADLINE;
         closing(&connection, async {
-            let proven = timeout_at(deadline, Handshake::accept(&connection, &self.secret)).await;
+            let proven = timeout_at(deadline, Handshake::accept(&connection, &self.secret, self.place)).await;
             let handshake = proven.map_err(|_| ConnectError::Late)??;
             if handshake.peer == self.us {
                 return Err(ConnectError::Own);

@@ -6,7 +6,7 @@
 
 use quinn::{Connection, ReadExactError, RecvStream, SendStream, VarInt, WriteError};
 use shoal_proto::{
-    peer::PeerId,
+    peer::{PeerId, Place},
     wire::{self, Hello, VERSION, WireError},
 };
 
@@ -29,6 +29,8 @@ const CONTROL_PRIORITY: i32 = 1;
 pub(super) struct Control {
     pub(super) send: SendStream,
     pub(super) receive: RecvStream,
+    /// Where the peer stands, as it says.
+    pub(super) place: Place,
     /// Whether the peer waits for a confirmation.
     confirm: bool,
 }
@@ -87,6 +89,8 @@ impl From<FrameError> for HandshakeError {
 #[derive(Debug)]
 pub(super) struct Handshake<'a> {
     secret: &'a Secret,
+    /// Where this node stands.
+    place: Place,
     exporter: [u8; 32],
     control: Control,
     /// The other end.
@@ -95,33 +99,48 @@ pub(super) struct Handshake<'a> {
 
 impl<'a> Handshake<'a> {
     /// Opens the control stream, says hello, and checks the answer. The caller goes on by [`Self::into_control`].
-    pub(super) async fn dial(connection: &Connection, secret: &'a Secret) -> Result<Self, HandshakeError> {
+    pub(super) async fn dial(
+        connection: &Connection,
+        secret: &'a Secret,
+        place: Place,
+    ) -> Result<Self, HandshakeError> {
         let (send, receive) = connection.open_bi().await?;
-        let mut handshake = Self::new(connection, secret, Control { send, receive, confirm: false })?;
+        let mut handshake = Self::new(connection, secret, place, send, receive)?;
         handshake.hello(Role::Dialer).await?;
         handshake.check(Role::Listener).await?;
         Ok(handshake)
     }
 
     /// Takes the control stream and checks the dialer's proof. The caller answers by [`Self::answer`].
-    pub(super) async fn accept(connection: &Connection, secret: &'a Secret) -> Result<Self, HandshakeError> {
+    pub(super) async fn accept(
+        connection: &Connection,
+        secret: &'a Secret,
+        place: Place,
+    ) -> Result<Self, HandshakeError> {
         let (send, receive) = connection.accept_bi().await?;
-        let mut handshake = Self::new(connection, secret, Control { send, receive, confirm: false })?;
+        let mut handshake = Self::new(connection, secret, place, send, receive)?;
         handshake.check(Role::Dialer).await?;
         Ok(handshake)
     }
 
-    fn new(connection: &Connection, secret: &'a Secret, control: Control) -> Result<Self, HandshakeError> {
+    fn new(
+        connection: &Connection,
+        secret: &'a Secret,
+        place: Place,
+        send: SendStream,
+        receive: RecvStream,
+    ) -> Result<Self, HandshakeError> {
         let peer = tls::remote_peer(connection).ok_or(HandshakeError::Certificate)?;
         let mut exporter = [0; 32];
         connection.export_keying_material(&mut exporter, EXPORTER_LABEL, b"").map_err(|_| HandshakeError::Exporter)?;
         // Fails only if the stream is gone; the next write says so.
-        control.send.set_priority(CONTROL_PRIORITY).ok();
-        Ok(Self { secret, exporter, control, peer })
+        send.set_priority(CONTROL_PRIORITY).ok();
+        let control = Control { send, receive, place: Place::default(), confirm: false };
+        Ok(Self { secret, place, exporter, control, peer })
     }
 
     async fn hello(&mut self, role: Role) -> Result<(), HandshakeError> {
-        let hello = Hello { version: VERSION, proof: self.secret.prove(&self.exporter, role) };
+        let hello = Hello { version: VERSION, proof: self.secret.prove(&self.exporter, role), place: self.place };
         Ok(self.control.send.write_all(&wire::encode_hello(&hello)).await?)
     }
 
@@ -129,7 +148,11 @@ impl<'a> Handshake<'a> {
         let mut body = Vec::new();
         frame::read_body(&mut self.control.receive, &mut body).await?;
         let hello = wire::decode_hello(&body)?;
-        if self.secret.check(&self.exporter, role, &hello.proof) { Ok(()) } else { Err(HandshakeError::Proof) }
+        if !self.secret.check(&self.exporter, role, &hello.proof) {
+            return Err(HandshakeError::Proof);
+        }
+        self.control.place = hello.place;
+        Ok(())
     }
 
     /// The control stream of a dialer whose peer has proven the secret; [`Control::confirm`] is its next step.

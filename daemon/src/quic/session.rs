@@ -107,7 +107,7 @@ pub(super) async fn run(plane: Arc<Inner>, running: Running) {
     let contact = session.contact();
     tracing::debug!(peer = %contact.peer, address = %contact.address, "peer connected");
     // A failed send of an event means that nobody listens any more: the session then ends like any other.
-    if plane.events.send(PlaneEvent::Connected { contact }).await.is_ok() {
+    if plane.events.send(PlaneEvent::Connected { contact, place: control.place }).await.is_ok() {
         let close = serve(&plane, &session, control, queued).await;
         close.apply(&session.connection);
     }

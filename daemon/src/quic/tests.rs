@@ -15,7 +15,7 @@ use bytes::Bytes;
 use shoal_proto::{
     chunk::ChunkIndex,
     digest::Digest,
-    peer::{Contact, PeerId},
+    peer::{Contact, PeerId, Place},
     wire::{Ask, Message},
 };
 use tokio::{sync::mpsc, time::timeout};
@@ -58,7 +58,7 @@ impl Node {
 
     async fn connected(&mut self) -> Contact {
         match self.event().await {
-            PlaneEvent::Connected { contact } => contact,
+            PlaneEvent::Connected { contact, .. } => contact,
             other => panic!("expected a connection, got {other:?}"),
         }
     }

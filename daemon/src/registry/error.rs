@@ -90,7 +90,7 @@ impl Failure {
         match error {
             OriginError::NotFound { host } => Self::not_found(unknown, format!("not found at origin {host}")),
             OriginError::Denied { host } => Self::not_found(unknown, format!("access denied at origin {host}")),
-            OriginError::RateLimited { host } => Self::unavailable(format!("rate limited by origin {host}")),
+            OriginError::RateLimited { host, .. } => Self::unavailable(format!("rate limited by origin {host}")),
             OriginError::Unavailable { host, why } => Self::unavailable(format!("origin {host} failed: {why}")),
             OriginError::Protocol { host, why } => {
                 Self::unavailable(format!("origin {host} answered as no registry should: {why}"))
@@ -157,7 +157,12 @@ mod tests {
         for (error, status, code, part) in [
             (OriginError::NotFound { host: host() }, 404, Code::BlobUnknown, "not found at origin registry.test"),
             (OriginError::Denied { host: host() }, 404, Code::BlobUnknown, "access denied at origin registry.test"),
-            (OriginError::RateLimited { host: host() }, 503, Code::Unavailable, "rate limited by origin registry.test"),
+            (
+                OriginError::RateLimited { host: host(), retry_after: None },
+                503,
+                Code::Unavailable,
+                "rate limited by origin registry.test",
+            ),
             (OriginError::Unavailable { host: host(), why: why() }, 503, Code::Unavailable, "connection refused"),
             (OriginError::Protocol { host: host(), why: why() }, 503, Code::Unavailable, "registry.test"),
         ] {

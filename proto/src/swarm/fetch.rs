@@ -18,7 +18,7 @@ use super::{
     track::Tracking,
 };
 use crate::{
-    chain::Chain,
+    chain::{Chain, State},
     chunk::{ChunkIndex, ChunkSet, Layout},
     claim::Segment,
     digest::Digest,
@@ -148,6 +148,10 @@ impl Fetch {
 
     pub(super) fn segments(&self) -> &[Arc<Segment>] {
         self.content.as_ref().map_or(&[], |content| &content.segments)
+    }
+
+    pub(super) fn states(&self) -> &[State] {
+        self.content.as_ref().map_or(&[], |content| content.chain.states())
     }
 
     pub(super) fn agrees(&self, size: u64, segment: &Segment) -> bool {

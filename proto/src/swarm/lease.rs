@@ -171,6 +171,7 @@ impl Fetch {
     pub(super) fn stop_origin(&mut self, cx: &mut Context<'_>) {
         let Some(lease) = &mut self.lease else { return };
         for run in lease.runs.drain(..) {
+            cx.links.pace.ended();
             lease.bytes += run.bytes;
             cx.out.push(Output::StopOrigin { digest: self.digest, run: run.id });
         }
@@ -191,6 +192,7 @@ impl Fetch {
             let run = RunId(cx.next_id());
             let Some(lease) = &mut self.lease else { return };
             lease.runs.push(Run { id: run, next: from, until, bytes: 0 });
+            cx.links.pace.opened();
             cx.out.push(Output::PullOrigin { digest: self.digest, run, from, until, before });
         }
         if let Some(due) = self.lease.as_ref().and_then(Lease::deadline) {
@@ -261,6 +263,7 @@ impl Fetch {
         let Some(run) = self.run(id).filter(|run| run.next == chunk) else { return };
         run.next = chunk.next();
         let over = run.until == Some(run.next);
+        cx.links.pace.came(cx.now, self.content.as_ref().map_or(0, |content| content.layout().len(chunk)));
         if let Some(lease) = &mut self.lease {
             lease.tries = 0;
         }
@@ -295,6 +298,7 @@ impl Fetch {
         let Some(lease) = &mut self.lease else { return };
         let Some(at) = lease.runs.iter().position(|run| run.id == id) else { return };
         let run = lease.runs.remove(at);
+        cx.links.pace.ended();
         lease.bytes += run.bytes;
         cx.out.push(Output::StopOrigin { digest: self.digest, run: id });
     }
@@ -353,6 +357,7 @@ impl Fetch {
         let Some(lease) = &mut self.lease else { return };
         let Some(at) = lease.runs.iter().position(|run| run.id == id) else { return };
         let run = lease.runs.remove(at);
+        cx.links.pace.ended();
         lease.bytes += run.bytes;
         match failure {
             None => {}

@@ -52,12 +52,12 @@ impl Fetch {
             return false;
         }
         let bytes = content.layout().chunk_bytes();
-        let room = cx.links.pulls < cx.limits.node_pulls_max
+        let room = cx.links.pulls < cx.pulls_max()
             && cx.links.pull_bytes.saturating_add(bytes) <= cx.limits.pull_bytes_max.max(bytes * 2);
         if !room {
             cx.links.crowded.insert(self.digest);
         }
-        room || own == 0
+        room
     }
 
     /// Whom to ask for what: a peer with few of our pulls, the first of these from a random one on.

@@ -95,8 +95,11 @@ impl Lease {
 #[derive(Debug, Default)]
 pub(super) struct Line {
     pub(super) lease: Option<Lease>,
-    /// The last lease that ended: whoever still reports it, or an older one, is told.
-    ended: Option<Epoch>,
+    /// The last lease that ended, and whose it was: whoever still reports it, or an older one, is told.
+    ended: Option<(Epoch, PeerId)>,
+    /// Its holder gave it back of its own accord, most often because another tracker knows a better one: until then that
+    /// one is waited for.
+    pub(super) rests: Option<Time>,
     pub(super) trial: Trial,
 }
 
@@ -108,7 +111,7 @@ impl Line {
     /// Ends the lease.
     pub(super) fn end(&mut self) -> Option<Lease> {
         let lease = self.lease.take()?;
-        self.ended = self.ended.max(Some(lease.epoch));
+        self.ended = self.ended.max(Some((lease.epoch, lease.holder)));
         Some(lease)
     }
 
@@ -121,11 +124,13 @@ impl Line {
         }
         let mut lease = Lease::new(now, peer, held.epoch, false);
         lease.hear(now, held, have);
-        let stale = self.ended.is_some_and(|ended| held.epoch <= ended);
+        let stale =
+            self.ended.is_some_and(|(epoch, holder)| held.epoch < epoch || held.epoch == epoch && holder == peer);
         if stale || self.lease.as_ref().is_some_and(|known| known.rank() > lease.rank()) {
             return Some((peer, held.epoch));
         }
         self.trial = Trial::default();
+        self.rests = None;
         let old = self.lease.replace(lease)?;
         (old.holder != peer).then_some((old.holder, old.epoch))
     }
@@ -137,6 +142,8 @@ pub(super) struct Returned {
     pub(super) key: Key,
     /// It was asked back.
     pub(super) asked: bool,
+    /// Its holder could go on with it.
+    pub(super) free: bool,
 }
 
 /// All leases of one blob.
@@ -191,8 +198,17 @@ impl Leases {
     pub(super) fn give(&mut self, now: Time, holder: PeerId, key: Key) -> Grant {
         self.epoch = self.epoch.saturating_add(1);
         let epoch = Epoch(self.epoch);
-        self.line_or_new(key).lease = Some(Lease::new(now, holder, epoch, true));
+        let line = self.line_or_new(key);
+        line.lease = Some(Lease::new(now, holder, epoch, true));
+        line.rests = None;
         Grant { epoch, scope: key.scope() }
+    }
+
+    /// Whoever was waited for did not come.
+    pub(super) fn wake(&mut self, now: Time) {
+        for line in self.imports.values_mut().chain([&mut self.origin]) {
+            line.rests = line.rests.filter(|rests| *rests > now);
+        }
     }
 
     /// Ends whatever a member held that is gone.
@@ -226,11 +242,10 @@ impl Leases {
         for key in [Key::Origin, Key::Zone(zone)] {
             let Some(line) = self.line_mut(key).filter(|line| line.is_held_by(peer)) else { continue };
             let reported = held.is_some_and(|held| held.scope == key.scope());
-            let over = !may_hold(join.standing, key.scope())
-                || line.lease.as_ref().is_some_and(|lease| lease.confirmed && !reported);
-            if over {
+            let free = may_hold(join.standing, key.scope());
+            if !free || line.lease.as_ref().is_some_and(|lease| lease.confirmed && !reported) {
                 let asked = line.end().is_some_and(|lease| lease.ending.is_some());
-                returned = returned.or(Some(Returned { key, asked }));
+                returned = returned.or(Some(Returned { key, asked, free }));
             }
         }
         returned

@@ -232,13 +232,20 @@ fn a_report_that_crossed_the_grant_does_not_give_the_lease_back() {
 }
 
 #[test]
-fn a_holder_that_reports_no_lease_any_more_gave_it_back() {
-    let mut rig = Rig::new();
-    rig.join(1, join(Standing::Starved));
-    rig.join(1, beat(first(), 2));
-    rig.join(2, join(Standing::Starved));
-    let out = rig.join(1, Join { have: 3, ..join(Standing::Fetching) });
-    assert_eq!(granted(&out), [peer(2)]);
+fn a_lease_that_its_holder_gave_back_waits_for_one_that_another_tracker_gave_and_then_goes_on() {
+    for another in [true, false] {
+        let mut rig = Rig::new();
+        rig.join(2, join(Standing::Starved));
+        rig.join(2, beat(first(), 2));
+        rig.join(3, join(Standing::Starved));
+        assert!(granted(&rig.join(2, Join { have: 3, ..join(Standing::Fetching) })).is_empty());
+        assert!(granted(&rig.join(3, join(Standing::Starved))).is_empty());
+        if another {
+            assert_eq!(rig.answer(4, beat(first(), 2)).0, Some(first()));
+        }
+        let later = granted(&rig.wait(Limits::default().lease_heartbeat));
+        assert_eq!(later.is_empty(), another, "{later:?}");
+    }
 }
 
 #[test]
@@ -274,9 +281,9 @@ fn everybody_is_named_about_as_often_as_everybody_else() {
             named[usize::from(contact.peer.0[0])] += 1;
         }
     }
-    // 12 of 199 each time: 121 times on average, with a deviation of 11.
+    // 10 of 199 each time: 100 times on average.
     assert_eq!(named[0], 0);
-    assert!(named[1..].iter().all(|times| (70..180).contains(times)), "{named:?}");
+    assert!(named[1..].iter().all(|times| (60..140).contains(times)), "{named:?}");
 }
 
 #[test]

@@ -32,13 +32,16 @@ pub(super) struct Tracked {
 
 impl Tracked {
     pub(super) fn next_due(&self, limits: &Limits) -> Option<Time> {
-        let leases = self.leases.lines().filter_map(|(_, line)| line.lease.as_ref());
-        leases.map(|lease| lease.end(limits)).chain(self.members.due()).min()
+        let ends = |(_, line): (Key, &Line)| line.lease.as_ref().map_or(line.rests, |lease| Some(lease.end(limits)));
+        self.leases.lines().filter_map(ends).chain(self.members.due()).min()
     }
 
     /// Whether nobody has the whole blob or streams it from the origin, or nobody brings it into a zone.
-    pub(super) fn is_needed(&self, key: Key) -> bool {
+    pub(super) fn is_needed(&self, now: Time, key: Key) -> bool {
         let source = self.leases.source();
+        if self.leases.line(key).is_some_and(|line| line.rests.is_some_and(|rests| rests > now)) {
+            return false;
+        }
         match key {
             Key::Origin => source.is_none() && !self.members.is_held(),
             Key::Zone(number) => {
@@ -57,12 +60,12 @@ impl Tracked {
         let import = Key::Zone(member.place.zone);
         // Somebody may say that it has the blob and yet be of no use: gone, rotten, or lying.
         let forsaken = member.starved.is_some_and(|since| since + limits.starved_patience <= now);
-        let origin = self.is_needed(Key::Origin) || self.leases.source().is_none() && forsaken;
+        let origin = self.is_needed(now, Key::Origin) || self.leases.source().is_none() && forsaken;
         if origin && member.may_hold(Scope::Origin) {
             return Some(Key::Origin);
         }
         let holds = self.leases.held_by(peer, member.place.zone).is_some();
-        (!holds && member.may_hold(Scope::Zone) && self.is_needed(import)).then_some(import)
+        (!holds && member.may_hold(Scope::Zone) && self.is_needed(now, import)).then_some(import)
     }
 
     /// Whoever gets the origin's lease needs none to import.

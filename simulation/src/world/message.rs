@@ -147,7 +147,11 @@ mod tests {
                 Message::Got { digest, chunks: (0..300).map(ChunkIndex).collect() },
                 Message::Unknown { digest },
             ];
-            messages.extend(blob.segments(author).into_iter().map(|segment| Message::Segment { digest, size, segment }));
+            messages.extend(blob.segments(author).into_iter().map(|segment| Message::Segment {
+                digest,
+                size,
+                segment,
+            }));
             for message in messages {
                 assert_eq!(bytes(&message), encode_message(&message).len(), "{message:?}");
             }

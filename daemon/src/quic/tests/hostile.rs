@@ -39,7 +39,7 @@ impl Rogue {
     /// Connects and proves the secret.
     async fn join(&self, to: &mut Node, secret: &Secret) -> (Connection, Control) {
         let connection = self.connect(to.contact()).await;
-        let mut control = Handshake::dial(&connection, secret).await.unwrap().into_control();
+        let mut control = Handshake::dial(&connection, secret, Place::default()).await.unwrap().into_control();
         control.confirm().await.unwrap();
         assert_eq!(to.connected().await.peer, self.identity.peer());
         (connection, control)
@@ -89,7 +89,7 @@ async fn a_wrong_proof_is_answered_by_nothing_but_the_close() {
     let connection = rogue.connect(node.contact()).await;
     let (mut send, mut receive) = connection.open_bi().await.unwrap();
     let proof = fresh_secret().prove(&exporter(&connection), Role::Dialer);
-    send.write_all(&wire::encode_hello(&Hello { version: VERSION, proof })).await.unwrap();
+    send.write_all(&wire::encode_hello(&Hello { version: VERSION, proof, place: Place::default() })).await.unwrap();
     assert_eq!(closed(&connection).await, Close::Proof);
     assert!(receive.read(&mut [0; 1]).await.is_err(), "nothing was answered");
     nothing_happened(&mut node, &secret).await;
@@ -109,7 +109,7 @@ async fn a_proof_of_another_connection_or_role_is_wrong() {
         } else {
             secret.prove(&exporter(&other), Role::Dialer)
         };
-        send.write_all(&wire::encode_hello(&Hello { version: VERSION, proof })).await.unwrap();
+        send.write_all(&wire::encode_hello(&Hello { version: VERSION, proof, place: Place::default() })).await.unwrap();
         assert_eq!(closed(&connection).await, Close::Proof);
     }
     nothing_happened(&mut node, &secret).await;
@@ -123,7 +123,7 @@ async fn another_version_is_refused() {
     let connection = rogue.connect(node.contact()).await;
     let (mut send, _receive) = connection.open_bi().await.unwrap();
     let proof = secret.prove(&exporter(&connection), Role::Dialer);
-    send.write_all(&wire::encode_hello(&Hello { version: VERSION + 1, proof })).await.unwrap();
+    send.write_all(&wire::encode_hello(&Hello { version: VERSION + 1, proof, place: Place::default() })).await.unwrap();
     assert_eq!(closed(&connection).await, Close::Version);
     nothing_happened(&mut node, &secret).await;
 }
@@ -142,7 +142,7 @@ async fn a_dialer_that_does_not_confirm_is_never_connected() {
     let mut node = Node::start(config(&secret));
     let rogue = Rogue::new();
     let connection = rogue.connect(node.contact()).await;
-    let _control = Handshake::dial(&connection, &secret).await.unwrap().into_control();
+    let _control = Handshake::dial(&connection, &secret, Place::default()).await.unwrap().into_control();
     assert_eq!(closed(&connection).await, Close::Late);
     nothing_happened(&mut node, &secret).await;
 }

@@ -49,6 +49,21 @@ async fn a_connected_peer_is_reported_with_its_address_and_traffic() {
 }
 
 #[tokio::test]
+async fn both_ends_learn_where_the_other_stands() {
+    let secret = fresh_secret();
+    let places = [Place::named(Some("eu-1"), Some("r7")), Place::named(Some("eu-2"), None)];
+    let [mut a, mut b] = places.map(|place| Node::start(DataPlaneConfig { place, ..config(&secret) }));
+    a.plane.dial(b.contact());
+    let peers = [a.peer, b.peer];
+    for (node, peer, expected) in [(&mut a, peers[1], places[1]), (&mut b, peers[0], places[0])] {
+        match node.event().await {
+            PlaneEvent::Connected { contact, place } => assert_eq!((contact.peer, place), (peer, expected)),
+            other => panic!("expected a connection, got {other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
 async fn nothing_is_dropped_while_events_are_not_taken() {
     let secret = Secret::none();
     let mut a = Node::start(config(&secret));
