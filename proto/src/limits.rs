@@ -62,6 +62,12 @@ pub struct Limits {
     pub lease_timeout: Duration,
     /// A lease whose holder makes no progress for so long goes to somebody else.
     pub lease_stall: Duration,
+    /// How long a lease is held before somebody else is tried; doubles with each trial.
+    pub lease_trial: Duration,
+    /// Longest time between such trials.
+    pub lease_trial_max: Duration,
+    /// A holder that was asked to give its lease back, and did not for so long, loses it.
+    pub lease_handover: Duration,
     /// How long a lease holder waits for peers that may have the blob before it asks the origin.
     pub holders_patience: Duration,
     /// Longest random wait before a node that no tracker answers goes to the origin.
@@ -78,12 +84,18 @@ pub struct Limits {
     pub held_idle: Duration,
     /// Blobs in the machine; wishes beyond fail at once.
     pub fetches_max: usize,
-    /// Contacts that a tracker hands out in one answer.
+    /// Contacts that a tracker hands out to a member that is new or gets nothing.
     pub sample: usize,
+    /// Contacts that it hands out to one that gets on.
+    pub sample_more: usize,
     /// Members of one blob that a tracker remembers.
     pub members_max: usize,
     /// Blobs that a tracker remembers.
     pub tracked_max: usize,
+    /// Blobs that one peer can be a member of at a tracker.
+    pub joins_per_peer_max: usize,
+    /// Zones of one blob that a tracker tells apart; members of further ones count as without a zone.
+    pub zones_max: usize,
     /// A fetching member not heard of for so long is forgotten.
     pub member_timeout: Duration,
     /// A member that gets nothing for so long, though others say that they have the blob, may have the lease.
@@ -118,11 +130,14 @@ impl Default for Limits {
             sign_states: 16,
             strikes_max: 4,
             join_timeout: Duration::from_millis(800),
-            trackers_max: 3,
+            trackers_max: 4,
             heartbeat: Duration::from_secs(1),
             lease_heartbeat: Duration::from_millis(400),
             lease_timeout: Duration::from_millis(2400),
             lease_stall: Duration::from_secs(6),
+            lease_trial: Duration::from_millis(300),
+            lease_trial_max: Duration::from_secs(10),
+            lease_handover: Duration::from_secs(1),
             holders_patience: Duration::from_millis(250),
             fallback_window: Duration::from_secs(2),
             stall_timeout: Duration::from_secs(12),
@@ -131,9 +146,12 @@ impl Default for Limits {
             retry_after_max: Duration::from_secs(30),
             held_idle: Duration::from_secs(60),
             fetches_max: 4096,
-            sample: 12,
+            sample: 10,
+            sample_more: 2,
             members_max: 20_000,
             tracked_max: 100_000,
+            joins_per_peer_max: 8192,
+            zones_max: 64,
             member_timeout: Duration::from_secs(10),
             starved_patience: Duration::from_secs(2),
             complete_timeout: Duration::from_secs(1800),
@@ -157,11 +175,15 @@ impl Limits {
             (self.releases_max >= self.releases_per_peer_max, "releases_max >= releases_per_peer_max"),
             (self.lease_timeout >= self.lease_heartbeat * 3, "lease_timeout >= 3 lease_heartbeat"),
             (self.lease_stall >= self.lease_timeout, "lease_stall >= lease_timeout"),
+            (self.lease_trial_max >= self.lease_trial, "lease_trial_max >= lease_trial"),
+            (self.lease_handover >= self.lease_heartbeat, "lease_handover >= lease_heartbeat"),
+            (self.joins_per_peer_max >= 1 && self.zones_max >= 1, "at least one join and one zone"),
             (self.member_timeout >= self.heartbeat * 3, "member_timeout >= 3 heartbeat"),
             (self.stall_timeout > self.lease_stall, "stall_timeout > lease_stall"),
             (self.trackers_max >= 1, "trackers_max >= 1"),
             (self.origin_tries >= 1, "origin_tries >= 1"),
             (self.sample <= crate::wire::CONTACTS_MAX, "sample <= CONTACTS_MAX"),
+            (self.sample_more <= self.sample, "sample_more <= sample"),
         ];
         relations.iter().find(|(holds, _)| !holds).map_or(Ok(()), |(_, relation)| Err(relation))
     }

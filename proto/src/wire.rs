@@ -142,6 +142,8 @@ pub struct Held {
     pub scope: Scope,
     /// Bytes that came in under it so far.
     pub bytes: u64,
+    /// Chunks that the holder still lacks; the largest number if it does not know.
+    pub left: u32,
 }
 
 /// A lease as a tracker gives it.

@@ -90,7 +90,7 @@ impl Lease {
     /// For heartbeats.
     pub(super) fn report(&self) -> Option<Held> {
         let Grant { epoch, scope } = self.grant?;
-        Some(Held { epoch, scope, bytes: self.total() })
+        Some(Held { epoch, scope, bytes: self.total(), left: u32::MAX })
     }
 
     fn total(&self) -> u64 {

@@ -10,7 +10,7 @@ use crate::{
     limits::Limits,
     peer::{Contact, PeerId},
     time::Time,
-    wire::{Grant, Join, Message, Scope, Standing},
+    wire::{Grant, Held, Join, Message, Scope, Standing},
 };
 
 /// A fetch that gets nothing for so long looks whether its tracker is alive. The first that joins becomes the lease
@@ -185,7 +185,8 @@ impl Fetch {
 
     fn send_join(&self, cx: &mut Context<'_>, tracker: PeerId) {
         let have = self.content.as_ref().map_or(0, |content| content.have.len());
-        let lease = self.lease.as_ref().and_then(super::lease::Lease::report);
+        let left = self.content.as_ref().map_or(u32::MAX, |content| content.missing());
+        let lease = self.lease.as_ref().and_then(super::lease::Lease::report).map(|held| Held { left, ..held });
         let join = Join { digest: self.digest, have, standing: self.standing(), place: cx.place, lease };
         cx.send(tracker, Message::Join(join));
     }

@@ -1,0 +1,257 @@
+//! The leases of one blob: for the origin, and for the import into each zone.
+//!
+//! Trackers hear of one another's leases from the holders, who report to all of them. Where two leases are for the same
+//! the one with the higher epoch counts, then the smaller holder, so that all trackers decide alike; a tracker numbers a
+//! new lease higher than all that it heard of.
+
+use std::{cmp::Reverse, collections::BTreeMap};
+
+use super::{Send, trial::Trial};
+use crate::{
+    digest::Digest,
+    limits::Limits,
+    peer::PeerId,
+    time::Time,
+    wire::{Epoch, Grant, Held, Join, Message, Scope, Standing},
+};
+
+/// What a lease is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Key {
+    /// The origin.
+    Origin,
+    /// The import into a zone.
+    Zone(u32),
+}
+
+impl Key {
+    pub(super) const fn scope(self) -> Scope {
+        match self {
+            Self::Origin => Scope::Origin,
+            Self::Zone(_) => Scope::Zone,
+        }
+    }
+
+    pub(super) const fn of(scope: Scope, zone: u32) -> Self {
+        match scope {
+            Scope::Origin => Self::Origin,
+            Scope::Zone => Self::Zone(zone),
+        }
+    }
+}
+
+/// Whether a member that stands so can hold a lease.
+pub(super) const fn may_hold(standing: Standing, scope: Scope) -> bool {
+    match (standing, scope) {
+        (Standing::Fetching | Standing::Starved, _) | (Standing::Shut, Scope::Zone) => true,
+        (Standing::Complete, _) | (Standing::Shut, Scope::Origin) => false,
+    }
+}
+
+/// A lease that somebody holds.
+#[derive(Debug)]
+pub(super) struct Lease {
+    pub(super) holder: PeerId,
+    pub(super) epoch: Epoch,
+    heard: Time,
+    progress: (u32, u64),
+    progressed: Time,
+    /// Given by this tracker.
+    pub(super) own: bool,
+    /// Its holder has reported it, so that a report without it gives it back.
+    pub(super) confirmed: bool,
+    /// Asked back, and until when the holder may take to answer.
+    pub(super) ending: Option<Time>,
+}
+
+impl Lease {
+    const fn new(now: Time, holder: PeerId, epoch: Epoch, own: bool) -> Self {
+        let (heard, progressed) = (now, now);
+        Self { holder, epoch, heard, progress: (0, 0), progressed, own, confirmed: false, ending: None }
+    }
+
+    fn hear(&mut self, now: Time, held: Held, have: u32) {
+        self.epoch = held.epoch;
+        self.heard = now;
+        self.confirmed = true;
+        if self.progress != (have, held.bytes) {
+            self.progress = (have, held.bytes);
+            self.progressed = now;
+        }
+    }
+
+    /// When its holder counts as dead or stuck.
+    pub(super) fn end(&self, limits: &Limits) -> Time {
+        let end = (self.heard + limits.lease_timeout).min(self.progressed + limits.lease_stall);
+        self.ending.map_or(end, |ending| ending.min(end))
+    }
+
+    fn rank(&self) -> (Epoch, Reverse<PeerId>) {
+        (self.epoch, Reverse(self.holder))
+    }
+}
+
+/// One lease after the other for the same.
+#[derive(Debug, Default)]
+pub(super) struct Line {
+    pub(super) lease: Option<Lease>,
+    /// The last lease that ended, and whose it was: whoever still reports it, or an older one, is told.
+    ended: Option<(Epoch, PeerId)>,
+    /// Its holder gave it back of its own accord, most often because another tracker knows a better one: until then that
+    /// one is waited for.
+    pub(super) rests: Option<Time>,
+    pub(super) trial: Trial,
+}
+
+impl Line {
+    pub(super) fn is_held_by(&self, peer: PeerId) -> bool {
+        self.lease.as_ref().is_some_and(|lease| lease.holder == peer)
+    }
+
+    /// Ends the lease.
+    pub(super) fn end(&mut self) -> Option<Lease> {
+        let lease = self.lease.take()?;
+        self.ended = self.ended.max(Some((lease.epoch, lease.holder)));
+        Some(lease)
+    }
+
+    /// Takes in that a peer holds this lease. Returns what has to be revoked, and of whom.
+    fn claim(&mut self, now: Time, peer: PeerId, held: Held, have: u32) -> Option<(PeerId, Epoch)> {
+        if let Some(lease) = self.lease.as_mut().filter(|lease| lease.holder == peer && lease.epoch <= held.epoch) {
+            lease.own &= lease.epoch == held.epoch;
+            lease.hear(now, held, have);
+            return None;
+        }
+        let mut lease = Lease::new(now, peer, held.epoch, false);
+        lease.hear(now, held, have);
+        let stale =
+            self.ended.is_some_and(|(epoch, holder)| held.epoch < epoch || held.epoch == epoch && holder == peer);
+        if stale || self.lease.as_ref().is_some_and(|known| known.rank() > lease.rank()) {
+            return Some((peer, held.epoch));
+        }
+        self.trial = Trial::default();
+        self.rests = None;
+        let old = self.lease.replace(lease)?;
+        (old.holder != peer).then_some((old.holder, old.epoch))
+    }
+}
+
+/// A lease that a report gave back.
+#[derive(Debug)]
+pub(super) struct Returned {
+    pub(super) key: Key,
+    /// It was asked back.
+    pub(super) asked: bool,
+    /// Its holder could go on with it.
+    pub(super) free: bool,
+}
+
+/// All leases of one blob.
+#[derive(Debug, Default)]
+pub(super) struct Leases {
+    pub(super) origin: Line,
+    pub(super) imports: BTreeMap<u32, Line>,
+    /// The highest epoch given or heard of.
+    epoch: u64,
+}
+
+impl Leases {
+    pub(super) fn line(&self, key: Key) -> Option<&Line> {
+        match key {
+            Key::Origin => Some(&self.origin),
+            Key::Zone(zone) => self.imports.get(&zone),
+        }
+    }
+
+    pub(super) fn line_mut(&mut self, key: Key) -> Option<&mut Line> {
+        match key {
+            Key::Origin => Some(&mut self.origin),
+            Key::Zone(zone) => self.imports.get_mut(&zone),
+        }
+    }
+
+    fn line_or_new(&mut self, key: Key) -> &mut Line {
+        match key {
+            Key::Origin => &mut self.origin,
+            Key::Zone(zone) => self.imports.entry(zone).or_default(),
+        }
+    }
+
+    pub(super) fn lines(&self) -> impl Iterator<Item = (Key, &Line)> {
+        let imports = self.imports.iter().map(|(zone, line)| (Key::Zone(*zone), line));
+        std::iter::once((Key::Origin, &self.origin)).chain(imports)
+    }
+
+    /// Who streams from the origin.
+    pub(super) fn source(&self) -> Option<PeerId> {
+        self.origin.lease.as_ref().map(|lease| lease.holder)
+    }
+
+    /// What a member of a zone holds; for the origin if both.
+    pub(super) fn held_by(&self, peer: PeerId, zone: u32) -> Option<(Key, &Lease)> {
+        [Key::Origin, Key::Zone(zone)].into_iter().find_map(|key| {
+            let lease = self.line(key)?.lease.as_ref()?;
+            (lease.holder == peer).then_some((key, lease))
+        })
+    }
+
+    pub(super) fn give(&mut self, now: Time, holder: PeerId, key: Key) -> Grant {
+        self.epoch = self.epoch.saturating_add(1);
+        let epoch = Epoch(self.epoch);
+        let line = self.line_or_new(key);
+        line.lease = Some(Lease::new(now, holder, epoch, true));
+        line.rests = None;
+        Grant { epoch, scope: key.scope() }
+    }
+
+    /// Whoever was waited for did not come.
+    pub(super) fn wake(&mut self, now: Time) {
+        for line in self.imports.values_mut().chain([&mut self.origin]) {
+            line.rests = line.rests.filter(|rests| *rests > now);
+        }
+    }
+
+    /// Ends whatever a member held that is gone.
+    pub(super) fn forget(&mut self, peer: PeerId, zone: u32) {
+        for key in [Key::Origin, Key::Zone(zone)] {
+            if let Some(line) = self.line_mut(key).filter(|line| line.is_held_by(peer)) {
+                line.end();
+                line.trial = Trial::default();
+            }
+        }
+    }
+
+    /// Takes in what a member of a zone reports about leases: one that it holds, or one that it gave back.
+    pub(super) fn hear(
+        &mut self,
+        now: Time,
+        peer: PeerId,
+        zone: u32,
+        join: &Join,
+        out: &mut Vec<Send>,
+    ) -> Option<Returned> {
+        let held = join.lease.filter(|held| may_hold(join.standing, held.scope));
+        if let Some(held) = held {
+            self.epoch = self.epoch.max(held.epoch.0);
+            let line = self.line_or_new(Key::of(held.scope, zone));
+            if let Some((peer, epoch)) = line.claim(now, peer, held, join.have) {
+                out.push(revoked(peer, join.digest, epoch));
+            }
+        }
+        let mut returned = None;
+        for key in [Key::Origin, Key::Zone(zone)] {
+            let Some(line) = self.line_mut(key).filter(|line| line.is_held_by(peer)) else { continue };
+            let reported = held.is_some_and(|held| held.scope == key.scope());
+            let free = may_hold(join.standing, key.scope());
+            if !free || line.lease.as_ref().is_some_and(|lease| lease.confirmed && !reported) {
+                let asked = line.end().is_some_and(|lease| lease.ending.is_some());
+                returned = returned.or(Some(Returned { key, asked, free }));
+            }
+        }
+        returned
+    }
+}
+
+pub(super) const fn revoked(peer: PeerId, digest: Digest, epoch: Epoch) -> Send {
+    Send { peer, message: Message::Revoked { digest, epoch } }
+}

@@ -1,0 +1,197 @@
+//! Holders that are slow: trials, and what they cost.
+
+use super::*;
+
+/// A cluster in which each holder lets the others get so many chunks a second. Everybody but holders beats each second.
+struct Cluster {
+    rig: Rig,
+    have: Vec<f64>,
+    rates: Vec<f64>,
+    holder: Option<(u8, Grant)>,
+    /// The holder was asked to give the lease back.
+    asked: bool,
+    deaf: bool,
+    /// It gets 100 chunks a second, whatever the others get.
+    hoarder: Option<u8>,
+    left: u32,
+    /// Who held the lease, in turn.
+    held: Vec<u8>,
+    /// The others named in the last grant.
+    named: Vec<Contact>,
+}
+
+impl Cluster {
+    fn new(rates: &[f64]) -> Self {
+        let mut cluster = Self {
+            rig: Rig::new(),
+            have: vec![0.0; rates.len()],
+            rates: rates.to_vec(),
+            holder: None,
+            asked: false,
+            deaf: false,
+            hoarder: None,
+            left: 100_000,
+            held: Vec::new(),
+            named: Vec::new(),
+        };
+        for id in 0..rates.len() as u8 {
+            let out = cluster.rig.join(id, join(Standing::Starved));
+            cluster.obey(out);
+        }
+        cluster
+    }
+
+    fn obey(&mut self, out: Vec<Send>) {
+        for Send { peer, message } in out {
+            let id = peer.0[0];
+            match message {
+                Message::Joined { lease: Some(grant), peers, .. } if self.holder != Some((id, grant)) => {
+                    self.holder = Some((id, grant));
+                    self.asked = false;
+                    self.held.push(id);
+                    self.named = peers;
+                    self.beat(id);
+                }
+                Message::Revoked { .. } if self.holder.is_some_and(|(holder, _)| holder == id) => self.asked = true,
+                _ => {}
+            }
+        }
+    }
+
+    fn beat(&mut self, id: u8) {
+        let have = self.have[usize::from(id)] as u32;
+        let plain = Join { have, ..join(Standing::Fetching) };
+        let lease = self.holder.filter(|(holder, _)| *holder == id).map(|(_, grant)| grant);
+        let report = match lease {
+            Some(_) if self.asked && !self.deaf => plain,
+            Some(grant) => {
+                let held = Held { epoch: grant.epoch, scope: grant.scope, bytes: 1 + (u64::from(have) << 20), left: self.left };
+                Join { lease: Some(held), ..plain }
+            }
+            None => plain,
+        };
+        let out = self.rig.join(id, report);
+        self.obey(out);
+    }
+
+    /// Lets time pass in steps of 100 ms.
+    fn run(&mut self, seconds: f64) {
+        for _ in 0..(seconds * 10.0) as u32 {
+            let out = self.rig.wait(Duration::from_millis(100));
+            let rate = self.holder.map_or(0.0, |(holder, _)| self.rates[usize::from(holder)]);
+            self.have.iter_mut().for_each(|have| *have += rate / 10.0);
+            if let Some((holder, _)) = self.holder.filter(|(holder, _)| self.hoarder == Some(*holder)) {
+                self.have[usize::from(holder)] += 10.0;
+            }
+            self.obey(out);
+            let tick = self.rig.now.as_nanos() / 100_000_000;
+            for id in 0..self.rates.len() as u8 {
+                let holds = self.holder.is_some_and(|(holder, _)| holder == id);
+                if holds && (tick % 4 == 0 || self.asked) || !holds && tick % 10 == u64::from(id) % 10 {
+                    self.beat(id);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_slow_holder_is_found_out_within_a_second_and_another_keeps_the_lease() {
+    let mut rates = [100.0; 20];
+    rates[0] = 2.0;
+    let mut cluster = Cluster::new(&rates);
+    cluster.run(1.0);
+    assert!(cluster.held.len() > 1, "somebody else was tried");
+    cluster.run(60.0);
+    assert_ne!(cluster.holder.map(|(id, _)| id), Some(0));
+    assert!(cluster.held.len() <= 4, "{:?}", cluster.held);
+}
+
+#[test]
+fn where_the_origin_is_the_limit_few_are_tried() {
+    let mut cluster = Cluster::new(&[10.0; 20]);
+    cluster.run(120.0);
+    assert!((2..=3).contains(&cluster.held.len()), "{:?}", cluster.held);
+}
+
+/// A cluster whose first holder gets all that there is and cannot send it.
+#[test]
+fn a_holder_that_hoards_is_found_out_though_it_gets_much() {
+    let mut cluster = Cluster::new(&[100.0; 20]);
+    cluster.rates[0] = 2.0;
+    cluster.hoarder = Some(0);
+    cluster.run(3.0);
+    assert!(cluster.held.len() > 1);
+    cluster.run(60.0);
+    assert_ne!(cluster.holder.map(|(id, _)| id), Some(0));
+    assert!(cluster.held.len() <= 4, "{:?}", cluster.held);
+}
+
+#[test]
+fn a_good_holder_gets_the_lease_back_from_a_slow_one() {
+    // Whoever is tried is slow.
+    let mut rates = [1.0; 12];
+    rates[0] = 50.0;
+    let mut cluster = Cluster::new(&rates);
+    cluster.run(8.0);
+    assert_eq!(cluster.held[0], 0);
+    assert_eq!(cluster.held[2], 0, "{:?}", cluster.held);
+    assert_eq!(cluster.held[..3].iter().filter(|id| **id == 0).count(), 2);
+}
+
+#[test]
+fn a_holder_that_becomes_slow_after_the_trials_is_found_out_too() {
+    let mut cluster = Cluster::new(&[100.0; 20]);
+    cluster.run(20.0);
+    let (holder, _) = cluster.holder.expect("somebody streams");
+    cluster.rates[usize::from(holder)] = 2.0;
+    cluster.run(25.0);
+    assert_ne!(cluster.holder.map(|(id, _)| id), Some(holder));
+}
+
+#[test]
+fn nobody_else_is_tried_where_the_end_is_near() {
+    let mut cluster = Cluster::new(&[100.0; 20]);
+    cluster.left = 3000;
+    cluster.run(5.0);
+    assert_eq!(cluster.held, [0]);
+}
+
+#[test]
+fn whoever_takes_a_lease_over_is_told_of_the_old_holder() {
+    let mut cluster = Cluster::new(&[10.0; 60]);
+    cluster.run(1.0);
+    assert_eq!(cluster.held.len(), 2);
+    assert!(cluster.named.contains(&contact(0)), "{:?}", cluster.named);
+}
+
+#[test]
+fn a_holder_that_does_not_give_the_lease_back_loses_it() {
+    let mut cluster = Cluster::new(&[10.0; 20]);
+    cluster.deaf = true;
+    cluster.run(0.5);
+    assert_eq!(cluster.held, [0]);
+    cluster.run(1.2);
+    assert_eq!(cluster.held.len(), 2);
+}
+
+#[test]
+fn a_holder_alone_keeps_the_lease() {
+    let mut cluster = Cluster::new(&[1.0]);
+    cluster.run(30.0);
+    assert_eq!(cluster.held, [0]);
+}
+
+#[test]
+fn a_tracker_that_only_heard_of_a_lease_tries_nobody() {
+    let mut rig = Rig::new();
+    for id in 2..20 {
+        rig.join(id, Join { standing: Standing::Shut, ..join(Standing::Shut) });
+    }
+    for step in 0..20 {
+        let out = rig.join(1, beat(Grant { epoch: Epoch(4), ..first() }, step));
+        assert!(revoked_of(&out).is_empty());
+        rig.join(2, join(Standing::Fetching));
+        rig.wait(Limits::default().lease_heartbeat);
+    }
+}

@@ -1,0 +1,250 @@
+//! Whether somebody else would hold a lease better.
+//!
+//! The holder may be a node whose links are slow, and nobody knows what the origin could give. So where a fetch would take
+//! long it is tried: the lease goes to another member for a while, and whoever gets more keeps it. A holder whose others
+//! get much less than itself hoards: it cannot send what it gets, and what the others get counts for it. Once two holders
+//! are about equal, the origin or the swarm is the limit, and the lease stays until it gets much slower.
+
+use std::time::Duration;
+
+use crate::{limits::Limits, peer::PeerId, time::Time};
+
+/// A holder is better if it gets so many times more.
+const FASTER: f64 = 1.5;
+/// A settled lease is tried out again if it gets so many times slower than when it settled.
+const SAGS: f64 = 2.0;
+/// A holder hoards if it gets so many times more than the others.
+const HOARDS: f64 = 4.0;
+/// A fetch that would be over sooner is not worth a trial: one in fifty nodes may be slow, and a trial costs about a second
+/// where a node's link is no faster than the origin, since the new holder has to catch up meanwhile.
+const WORTH: Duration = Duration::from_secs(40);
+/// Later tenures are measured so many times longer than the first, since their holders have to catch up.
+const LONGER: u32 = 4;
+/// Holders that are remembered as tried.
+const TRIED_MAX: usize = 8;
+
+/// Trials of one lease.
+#[derive(Debug, Default)]
+pub(super) struct Trial {
+    tenure: Option<Tenure>,
+    /// The best holder that was measured.
+    best: Option<(PeerId, Measure)>,
+    /// How fast a member got on under the holder before this one, in chunks a second.
+    before: f64,
+    /// How long a tenure is measured; none for the first one's.
+    pause: Option<Duration>,
+    settled: bool,
+    tried: Vec<PeerId>,
+    /// The lease was asked back for this one.
+    next: Option<PeerId>,
+}
+
+/// Who shall have a lease from now on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Its holder.
+    Stay,
+    /// Some member that was not tried.
+    Another,
+    /// One that was better.
+    Back(PeerId),
+}
+
+/// What a holder reports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Report {
+    pub(super) at: Time,
+    /// Chunks that it has.
+    pub(super) have: u32,
+    /// Chunks that it lacks.
+    pub(super) left: u32,
+    /// What came in under the lease: bytes from the origin, chunks into a zone.
+    pub(super) amount: u64,
+}
+
+/// One member's report, held against the one before.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Progress {
+    pub(super) peer: PeerId,
+    pub(super) from: (Time, u32),
+    pub(super) to: (Time, u32),
+}
+
+/// The time during which one node holds the lease.
+#[derive(Debug, Clone, Copy)]
+struct Tenure {
+    holder: PeerId,
+    first: Report,
+    /// From where on its own rate is measured.
+    steady: Report,
+    last: Report,
+    /// What the others got, and the time that it took them, added up over them, in seconds.
+    others: (f64, f64),
+}
+
+/// How good a tenure is, a second.
+#[derive(Debug, Clone, Copy)]
+struct Measure {
+    /// What comes in under the lease.
+    amount: f64,
+    /// Chunks that the others get on average, and that many less if one came a moment too late.
+    others: f64,
+    chunk: f64,
+    hoards: bool,
+}
+
+impl Tenure {
+    const fn new(holder: PeerId, first: Report) -> Self {
+        Self { holder, first, steady: first, last: first, others: (0.0, 0.0) }
+    }
+
+    fn measure(&self) -> Measure {
+        let chunk = per_second(1.0, self.first.at, self.last.at);
+        let amount = self.last.amount.saturating_sub(self.steady.amount) as f64;
+        let own = self.own();
+        let (chunks, time) = self.others;
+        let others = if time > 0.0 { (chunks / time).max(0.0) } else { own };
+        let hoards = others * HOARDS + chunk < own;
+        Measure { amount: per_second(amount, self.steady.at, self.last.at), others, chunk, hoards }
+    }
+
+    /// Chunks a second that the holder got, from wherever.
+    fn own(&self) -> f64 {
+        per_second(f64::from(self.last.have.saturating_sub(self.first.have)), self.first.at, self.last.at)
+    }
+
+    /// Whether the rest takes long enough for trials.
+    fn is_worth_trials(&self) -> bool {
+        let measure = self.measure();
+        let rate = if measure.hoards { measure.others } else { self.own() };
+        f64::from(self.last.left) > (rate + measure.chunk) * WORTH.as_secs_f64()
+    }
+}
+
+impl Measure {
+    /// Whether this is clearly better, by the factor.
+    fn beats(&self, other: &Self, factor: f64) -> bool {
+        match (self.hoards, other.hoards) {
+            (false, false) => self.amount > other.amount * factor,
+            (_, true) => self.others > (other.others + self.chunk) * factor,
+            (true, false) => false,
+        }
+    }
+}
+
+fn per_second(amount: f64, from: Time, to: Time) -> f64 {
+    amount / to.since(from).as_secs_f64().max(0.001)
+}
+
+impl Trial {
+    pub(super) fn was_tried(&self, peer: PeerId) -> bool {
+        self.tried.contains(&peer)
+    }
+
+    /// For whom the lease was asked back.
+    pub(super) const fn next(&self) -> Option<PeerId> {
+        self.next
+    }
+
+    /// Counts what a member got that does not hold the lease. Those that held it do not count: they may be the slow ones.
+    pub(super) fn count(&mut self, progress: Progress) {
+        let tried = self.was_tried(progress.peer);
+        let before = self.before;
+        let Some(tenure) = self.tenure.as_mut().filter(|tenure| tenure.holder != progress.peer && !tried) else {
+            return;
+        };
+        let ((since, had), (now, has)) = (progress.from, progress.to);
+        // What it got before this tenure is known from how fast the others were then.
+        let earlier = tenure.first.at.since(since).as_secs_f64() * before;
+        tenure.others.0 += f64::from(has) - f64::from(had) - earlier;
+        tenure.others.1 += now.since(since.max(tenure.first.at)).as_secs_f64();
+    }
+
+    /// The holder reported its lease for the first time.
+    pub(super) fn begin(&mut self, holder: PeerId, report: Report) {
+        match self.tenure.take().filter(|_| self.next.is_some()) {
+            Some(ended) => {
+                let measure = ended.measure();
+                self.before = measure.others;
+                self.best = self.best.or(Some((ended.holder, measure)));
+                self.note_tried(ended.holder);
+            }
+            None => *self = Self::default(),
+        }
+        self.next = None;
+        self.note_tried(holder);
+        self.tenure = Some(Tenure::new(holder, report));
+    }
+
+    fn note_tried(&mut self, peer: PeerId) {
+        if !self.was_tried(peer) {
+            if self.tried.len() >= TRIED_MAX {
+                self.tried.remove(0);
+            }
+            self.tried.push(peer);
+        }
+    }
+
+    /// The holder reports again.
+    pub(super) fn judge(&mut self, report: Report, limits: &Limits) -> Verdict {
+        let Some(tenure) = &mut self.tenure else { return Verdict::Stay };
+        let pause = self.pause.unwrap_or(limits.lease_trial);
+        let since = tenure.first.at;
+        tenure.last = report;
+        if self.pause.is_some() && tenure.steady == tenure.first && since + pause / 2 <= report.at {
+            tenure.steady = report;
+        }
+        if since + pause > report.at {
+            return Verdict::Stay;
+        }
+        let (holder, measure, worth) = (tenure.holder, tenure.measure(), tenure.is_worth_trials());
+        match self.best {
+            Some((best, known)) if best != holder => {
+                if known.beats(&measure, FASTER) && worth {
+                    self.lengthen(pause, limits);
+                    return Verdict::Back(best);
+                }
+                self.best = Some((holder, measure));
+                if measure.beats(&known, FASTER) {
+                    self.lengthen(pause, limits);
+                    self.measure_anew();
+                } else {
+                    self.settle(limits);
+                }
+                Verdict::Stay
+            }
+            Some((_, known)) if self.settled && !known.beats(&measure, SAGS) => {
+                self.measure_anew();
+                Verdict::Stay
+            }
+            Some(_) | None if worth => {
+                self.settled = false;
+                self.best = self.best.map(|_| (holder, measure));
+                self.pause = self.pause.or(Some(limits.lease_trial * LONGER));
+                Verdict::Another
+            }
+            Some(_) | None => Verdict::Stay,
+        }
+    }
+
+    /// The lease was asked back for this one.
+    pub(super) const fn ask_back(&mut self, next: PeerId) {
+        self.next = Some(next);
+    }
+
+    /// There is nobody else to try, for now.
+    pub(super) fn settle(&mut self, limits: &Limits) {
+        self.settled = true;
+        self.pause = Some(limits.lease_trial_max);
+        self.best = self.best.or(self.tenure.map(|tenure| (tenure.holder, tenure.measure())));
+        self.measure_anew();
+    }
+
+    fn lengthen(&mut self, pause: Duration, limits: &Limits) {
+        self.pause = Some((pause * 2).min(limits.lease_trial_max));
+    }
+
+    fn measure_anew(&mut self) {
+        self.tenure = self.tenure.map(|tenure| Tenure::new(tenure.holder, tenure.last));
+    }
+}
