@@ -126,8 +126,7 @@ impl Bench {
         let spec = ImageSpec {
             repository: REPOSITORY.into(),
             tag: "v1".into(),
-            layers_bytes: options.size.0,
-            layers: 1,
+            layers: vec![options.size.0],
             seed: 1,
         };
         let dir = dir.to_owned();
@@ -149,8 +148,7 @@ impl Bench {
             dir: dir.to_owned(),
             nodes: 2,
             upstreams: vec![format!("{UPSTREAM}=http://{}", self.origin.address())],
-            link_rate: None,
-            flags: Vec::new(),
+            ..ClusterOptions::default()
         };
         cluster.start(&options).await?;
         let [first, second] = cluster.nodes() else { return Err("there are not two nodes".into()) };
