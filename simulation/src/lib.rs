@@ -10,6 +10,7 @@
 //!                        └─ Tally ─► Report: times against the lower bound, copies, overhead
 //! ```
 
+pub mod bound;
 pub mod check;
 pub mod dht;
 pub mod net;
