@@ -13,6 +13,7 @@
 pub mod bound;
 pub mod check;
 pub mod dht;
+pub mod live;
 pub mod net;
 pub mod node;
 pub mod origin;

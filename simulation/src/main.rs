@@ -3,7 +3,7 @@
 use std::{io::Write, process::ExitCode, time::Instant};
 
 use clap::{Parser, Subcommand};
-use shoal_simulation::{Plan, PlanError, Report, World, plan};
+use shoal_simulation::{Plan, PlanError, Report, World, live, plan};
 
 /// Runs the machines of Shoal in a simulated world.
 #[derive(Debug, Parser)]
@@ -29,6 +29,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Runs a plan with real daemons on this machine too, and prints both results side by side.
+    Live(live::Arguments),
     /// Lists the plans that come with the program.
     Plans,
 }
@@ -51,6 +53,7 @@ fn plans() -> String {
 fn main() -> ExitCode {
     let (text, code) = match Arguments::parse().command {
         Command::Plans => (plans(), ExitCode::SUCCESS),
+        Command::Live(arguments) => live::run(&arguments),
         Command::Run { plan, seed, settings, json } => match run(&plan, seed, &settings) {
             Err(error) => (format!("shoal-sim: {error}\n"), ExitCode::from(64)),
             Ok(report) => {
