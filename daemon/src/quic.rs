@@ -187,6 +187,12 @@ impl DataPlane {
         self.inner.dial(contact);
     }
 
+    /// Who is at an address; None if nobody answers within a second. They have shown a key, and not proven the secret:
+    /// that is for [`Self::dial`].
+    pub async fn identify(&self, address: SocketAddr) -> Option<PeerId> {
+        self.inner.identify(address).await
+    }
+
     /// Queues a message for a peer. Messages of one session arrive in order.
     ///
     /// # Errors

@@ -85,7 +85,10 @@ impl Driver {
         self.tasks.spawn(async move {
             let key = parts.secret.blob_key(&digest);
             let trackers = async {
-                let trackers = parts.dht.trackers(key).await;
+                let mut trackers = parts.dht.trackers(key).await;
+                if trackers.iter().all(|tracker| tracker.peer == parts.identity.peer()) {
+                    trackers = parts.rendezvous.trackers(&parts.plane, &digest).await;
+                }
                 facts.send(Fact::Swarm(Input::Located { digest, trackers })).await.ok();
             };
             let holders = async {
