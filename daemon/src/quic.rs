@@ -223,8 +223,23 @@ impl DataPlane {
         expected_bytes: u64,
         deadline: Duration,
     ) -> Result<Vec<Bytes>, PullError> {
+        self.pull_watched(peer, ask, expected_bytes, deadline, || {}).await
+    }
+
+    /// [`Self::pull`], and calls `came` whenever some of the bytes are here: a slow link takes long for a whole chunk.
+    ///
+    /// # Errors
+    /// See [`PullError`].
+    pub async fn pull_watched(
+        &self,
+        peer: PeerId,
+        ask: Ask,
+        expected_bytes: u64,
+        deadline: Duration,
+        came: impl Fn(),
+    ) -> Result<Vec<Bytes>, PullError> {
         let connection = self.inner.peers().session(peer).ok_or(PullError::Link)?.connection.clone();
-        pull::pull(connection, self.inner.download.clone(), ask, expected_bytes, deadline).await
+        pull::pull(connection, self.inner.download.clone(), ask, expected_bytes, deadline, came).await
     }
 
     /// All peers with a session.

@@ -363,7 +363,7 @@ impl Driver {
 async fn pull_chunk(parts: &Parts, job: &Job, peer: PeerId, ask: Ask, expected: Expected) -> Verdict {
     let Some(partial) = partial_of(job).await else { return Verdict::Disk };
     let bytes = partial.layout().len(ask.chunk);
-    let frames = match parts.plane.pull(peer, ask, bytes, PULL_DEADLINE).await {
+    let frames = match parts.plane.pull_watched(peer, ask, bytes, PULL_DEADLINE, || job.flight.stirred()).await {
         Ok(frames) => frames,
         Err(PullError::Busy) => return Verdict::Busy,
         Err(PullError::Missing) => return Verdict::Missing,

@@ -123,12 +123,7 @@ struct Bench {
 
 impl Bench {
     async fn prepare(options: &Options, dir: &Path) -> Result<Self, Failure> {
-        let spec = ImageSpec {
-            repository: REPOSITORY.into(),
-            tag: "v1".into(),
-            layers: vec![options.size.0],
-            seed: 1,
-        };
+        let spec = ImageSpec { repository: REPOSITORY.into(), tag: "v1".into(), layers: vec![options.size.0], seed: 1 };
         let dir = dir.to_owned();
         let image = tokio::task::spawn_blocking(move || Image::generate(&dir, &spec)).await??;
         let origin = Origin::start(OriginOptions::of(image.clone())).await?;
