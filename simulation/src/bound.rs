@@ -13,7 +13,7 @@
 //! | rack swarm | `sum of missing inside / (C + sum u inside)` | as for the swarm |
 //! | uplinks | `sum of all A' / (S + sum C)` | as for the swarm, of racks and of zones |
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use shoal_proto::units::Rate;
 
@@ -33,7 +33,7 @@ pub struct Fate {
 }
 
 /// A rule that gives a bound; see the table of this module.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Rule {
     /// The origin's rate.
@@ -49,6 +49,19 @@ pub enum Rule {
     Rack,
     /// A zone's uplink, or the uplinks of all zones.
     Zone,
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Origin => "what the origin sends",
+            Self::Link => "what a node takes in",
+            Self::Swarm => "what all nodes send",
+            Self::Seeds => "what the first holders send",
+            Self::Rack => "what racks let in",
+            Self::Zone => "what zones let in",
+        })
+    }
 }
 
 /// Lower bounds of a run, in seconds after its start.

@@ -17,16 +17,20 @@ const HOLDERS_MAX: usize = 20;
 pub struct Dht {
     members: Vec<PeerId>,
     holders: BTreeMap<usize, Vec<PeerId>>,
+    /// The members closest to digests, as long as these members stay the closest.
+    closest: BTreeMap<Digest, Vec<Contact>>,
 }
 
 impl Dht {
     pub(crate) fn join(&mut self, peer: PeerId) {
         self.members.push(peer);
+        self.closest.clear();
     }
 
     /// A node was found dead.
     pub(crate) fn remove(&mut self, peer: PeerId) {
         self.members.retain(|member| *member != peer);
+        self.closest.retain(|_, closest| closest.iter().all(|contact| contact.peer != peer));
         for holders in self.holders.values_mut() {
             holders.retain(|holder| *holder != peer);
         }
@@ -40,7 +44,11 @@ impl Dht {
     }
 
     /// The members closest to a digest by XOR, closest first.
-    pub(crate) fn trackers(&self, digest: &Digest, count: usize) -> Vec<Contact> {
+    pub(crate) fn trackers(&mut self, digest: &Digest, count: usize) -> Vec<Contact> {
+        let enough = count.min(self.members.len());
+        if let Some(closest) = self.closest.get(digest).filter(|closest| closest.len() >= enough) {
+            return closest[..enough].to_vec();
+        }
         let distance = |peer: &PeerId| {
             let mut distance = peer.0;
             for (byte, key) in distance.iter_mut().zip(digest.as_bytes()) {
@@ -49,13 +57,42 @@ impl Dht {
             distance
         };
         let mut closest: Vec<PeerId> = self.members.clone();
+        if enough < closest.len() {
+            closest.select_nth_unstable_by_key(enough, distance);
+            closest.truncate(enough);
+        }
         closest.sort_unstable_by_key(distance);
-        closest.truncate(count);
-        closest.into_iter().map(contact).collect()
+        let closest: Vec<Contact> = closest.into_iter().map(contact).collect();
+        self.closest.insert(*digest, closest.clone());
+        closest
     }
 
     pub(crate) fn holders(&self, blob: usize, asker: PeerId) -> Vec<Contact> {
         let holders = self.holders.get(&blob).into_iter().flatten();
         holders.filter(|holder| **holder != asker).map(|holder| contact(*holder)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_closest_members_are_named_in_order_also_after_one_died() {
+        let peers: Vec<PeerId> = (1..=40).map(|at: u8| PeerId([at; 32])).collect();
+        let mut dht = Dht::default();
+        for peer in &peers {
+            dht.join(*peer);
+        }
+        let digest = Digest::sha256([0; 32]);
+        let named = |dht: &mut Dht, count| -> Vec<u8> {
+            dht.trackers(&digest, count).iter().map(|contact| contact.peer.0[0]).collect()
+        };
+        assert_eq!(named(&mut dht, 3), [1, 2, 3]);
+        dht.remove(peers[1]);
+        assert_eq!(named(&mut dht, 3), [1, 3, 4]);
+        assert_eq!(named(&mut dht, 5), [1, 3, 4, 5, 6]);
+        assert_eq!(named(&mut dht, 100).len(), 39);
+        assert_eq!(named(&mut dht, 2), [1, 3]);
     }
 }

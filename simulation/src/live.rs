@@ -80,17 +80,15 @@ struct Comparison {
     succeeded: bool,
 }
 
-/// Runs both sides. What to print, and the exit code: 64 if there is nothing to compare, 1 if a side failed.
-#[must_use]
-pub fn run(arguments: &Arguments) -> (String, ExitCode) {
-    match compare(arguments) {
-        Err(error) => (format!("shoal-sim: {error}\n"), ExitCode::from(64)),
-        Ok(comparison) => {
-            let good = comparison.unmet.is_empty() && comparison.succeeded;
-            let text = if arguments.json { comparison.json() } else { comparison.text() };
-            (text, if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-        }
-    }
+/// Runs both sides. What to print, and the exit code: 1 if a side failed.
+///
+/// # Errors
+/// See [`LiveError`]: there is nothing to compare.
+pub fn run(arguments: &Arguments) -> Result<(String, ExitCode), LiveError> {
+    let comparison = compare(arguments)?;
+    let good = comparison.unmet.is_empty() && comparison.succeeded;
+    let text = if arguments.json { comparison.json() } else { comparison.text() };
+    Ok((text, if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }))
 }
 
 fn compare(arguments: &Arguments) -> Result<Comparison, LiveError> {
@@ -226,7 +224,7 @@ mod tests {
             ],
         });
         let shoal = fake(&dir, &format!("echo \"$@\" > {}/arguments; echo '{report}'", dir.display()));
-        let (text, _) = run(&arguments(&format!("demo-12 {SMALL} --json --shoal {shoal}")));
+        let (text, _) = run(&arguments(&format!("demo-12 {SMALL} --json --shoal {shoal}"))).unwrap();
         let told = std::fs::read_to_string(dir.join("arguments")).unwrap();
         std::fs::remove_dir_all(&dir).unwrap();
         assert_eq!(told.trim(), "demo --json --nodes 2 --layers 1MiB --link-rate 10MB/s --origin-rate 10MB/s");

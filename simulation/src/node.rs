@@ -1,9 +1,6 @@
 //! A node of the world: its two machines, and what it truly has and does.
 
-use std::{
-    collections::BTreeSet,
-    net::{Ipv4Addr, SocketAddr},
-};
+use std::net::{Ipv4Addr, SocketAddr};
 
 use shoal_proto::{
     chain::State,
@@ -12,7 +9,7 @@ use shoal_proto::{
     digest::Digest,
     limits::Limits,
     peer::{Contact, PeerId},
-    swarm::{FetchError, Swarm},
+    swarm::{AskId, FetchError, PullId, Swarm},
     time::Time,
     tracker::Tracker,
     wire::SEGMENT_STATES_MAX,
@@ -43,9 +40,14 @@ pub struct Node {
     pub(crate) begins: Time,
     /// Layers, in the plan's order.
     pub(crate) holdings: Vec<Holding>,
-    pub(crate) connected: BTreeSet<usize>,
-    /// For which moments its machines were promised time.
-    pub(crate) timers: [Option<Time>; 2],
+    /// Whom it has a connection with, in order.
+    pub(crate) connected: Vec<u32>,
+    /// Its pulls that are not answered yet, and what became of them. Few.
+    pub(crate) pulls: Vec<(PullId, AskId)>,
+    /// Chunks that it sends.
+    pub(crate) uploads: usize,
+    /// Streams that it has asked the origin for.
+    pub(crate) streams: usize,
     /// Until when it verifies and writes what came before.
     pub(crate) verifies_until: Time,
 }
@@ -113,10 +115,36 @@ impl Node {
             down: links.1,
             begins: Time::ZERO,
             holdings: blobs.iter().map(Holding::new).collect(),
-            connected: BTreeSet::new(),
-            timers: [None; 2],
+            connected: Vec::new(),
+            pulls: Vec::new(),
+            uploads: 0,
+            streams: 0,
             verifies_until: Time::ZERO,
         }
+    }
+
+    /// Whether there is a connection with another node.
+    #[must_use]
+    pub fn is_connected(&self, other: usize) -> bool {
+        self.connected.binary_search(&(other as u32)).is_ok()
+    }
+
+    /// Notes a connection; returns whether it is new.
+    pub(crate) fn connect(&mut self, other: usize) -> bool {
+        let place = self.connected.binary_search(&(other as u32));
+        place.map_err(|place| self.connected.insert(place, other as u32)).is_err()
+    }
+
+    /// Notes that a connection is gone; returns whether there was one.
+    pub(crate) fn disconnect(&mut self, other: usize) -> bool {
+        let place = self.connected.binary_search(&(other as u32));
+        place.map(|place| self.connected.remove(place)).is_ok()
+    }
+
+    /// Takes a pull out of the open ones.
+    pub(crate) fn close_pull(&mut self, pull: PullId) -> Option<AskId> {
+        let place = self.pulls.iter().position(|(open, _)| *open == pull)?;
+        Some(self.pulls.swap_remove(place).1)
     }
 
     /// Whether it has every layer, proven.

@@ -2,40 +2,45 @@
 //!
 //! Every order of a machine is obeyed to the letter; every fact reaches a machine after the time that it would take.
 //! A chunk goes: `Pull` at the receiver, half a round trip, `Asked` at the sender, which serves or refuses; the transfer
-//! runs through both links; its last byte ends the upload at the sender, and arrives half a round trip later.
+//! runs through the links between both; its last byte ends the upload at the sender, and arrives half a round trip later.
+//!
+//! Three things make time go on, in this order where they meet: the end of a transfer (`Net`), an event (`Queue`), a
+//! deadline of a machine (`Soonest`).
 
+mod begin;
 mod end;
 mod fault;
+mod message;
+mod orders;
+mod queue;
 mod stream;
+mod tally;
 #[cfg(test)]
 mod tests;
 mod transfer;
 
-use std::{
-    cmp::{Ordering, Reverse},
-    collections::{BTreeMap, BinaryHeap},
-    time::Duration,
-};
+use std::time::Duration;
 
-use rand::{RngExt, SeedableRng};
-use rand_pcg::Pcg64Mcg;
 use shoal_proto::{
     chunk::ChunkIndex,
     digest::Digest,
-    swarm::{AskId, Event as Told, Input, Output, PullId, ReaderId, RunId, Verdict},
+    swarm::{AskId, Input, Output, PullId, ReaderId, RunId, Verdict},
     time::Time,
     tracker,
-    wire::{Message, encode_message},
 };
 
+use self::{
+    queue::{Queue, Slab},
+    tally::Tally,
+};
 use crate::{
     check::Checks,
     dht::Dht,
-    net::{FlowId, Net},
+    net::{FOREVER, FlowId, Net, Path, Soonest},
     node::{Blob, Node, mix, number},
     origin::Origin,
-    plan::{Kill, Moment, Plan, PlanError, Who},
-    report::{Report, Tally},
+    plan::{Kill, Plan, Who},
+    report::Report,
 };
 
 /// A world that runs one plan.
@@ -43,23 +48,34 @@ use crate::{
 pub struct World {
     plan: Plan,
     now: Time,
-    queue: BinaryHeap<Reverse<Due>>,
-    sequence: u64,
+    queue: Queue<Event>,
+    /// Deadlines of machines: of node `n` that of the swarm at `2 n`, of the tracker at `2 n + 1`.
+    timers: Soonest,
     pub(crate) blobs: Vec<Blob>,
+    /// The layers' digests, sorted, and their numbers.
+    names: Vec<(Digest, usize)>,
     pub(crate) nodes: Vec<Node>,
+    /// Living nodes that do not have all layers yet.
+    unfinished: usize,
     net: Net,
     origin: Origin,
     dht: Dht,
-    asks: BTreeMap<AskId, Ask>,
-    pulls: BTreeMap<(usize, PullId), AskId>,
-    carriers: BTreeMap<FlowId, Carrier>,
+    /// By [`AskId`].
+    asks: Slab<Ask>,
+    /// What the transfers of [`Net`] carry, by the index of a [`FlowId`].
+    carriers: Vec<Option<Carrier>>,
     kills: Vec<Kill>,
-    uploads: Vec<usize>,
     uploads_max: usize,
     pub(crate) checks: Checks,
     tally: Tally,
     trace: u64,
     bound: Duration,
+    /// How long a bin of the timeline is.
+    bin_nanos: u64,
+    half_trip: Duration,
+    /// Room for the machines' orders, used again at each turn.
+    orders: Vec<Output>,
+    sends: Vec<tracker::Send>,
 }
 
 /// What happens.
@@ -69,8 +85,6 @@ enum Event {
     Swarm(usize, Input),
     /// A fact reaches a node's tracker.
     Tracker(usize, tracker::Input),
-    /// A machine's deadline: 0 for the swarm, 1 for the tracker.
-    Timer(usize, usize),
     /// A node begins to want its layers.
     Begin(usize),
     /// A dial comes to its end.
@@ -93,13 +107,6 @@ enum Event {
     Lost { node: usize, dead: usize },
     /// The DHT finds that a node is gone.
     Removed(usize),
-}
-
-#[derive(Debug)]
-struct Due {
-    time: Time,
-    sequence: u64,
-    event: Event,
 }
 
 /// A chunk that one node asked another for.
@@ -133,89 +140,20 @@ enum Carrier {
     Stream(usize, RunId),
 }
 
+/// Which of a node's machines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Machine {
+    Swarm,
+    Tracker,
+}
+
 const READER: ReaderId = ReaderId(0);
+/// How often a node looks at its streams from the origin.
+const LOOK: Duration = Duration::from_millis(250);
+/// A machine that had time gets it again after this at the earliest, however soon it wants it.
+const TURN: Duration = Duration::from_micros(1);
 
 impl World {
-    /// A world at its beginning.
-    ///
-    /// # Errors
-    /// A plan with limits that do not exist.
-    pub fn new(plan: &Plan) -> Result<Self, PlanError> {
-        let limits = plan.limits()?;
-        let seed = mix(plan.seed, 0x5ea);
-        let sizes = plan.layers.iter().enumerate();
-        let blobs: Vec<Blob> = sizes.map(|(at, size)| Blob::new(seed, at, size.bytes())).collect();
-        let mut net = Net::default();
-        let origin = Origin::new(net.link(plan.origin_rate.bytes_per_second()), blobs.len());
-        let mut nodes = Vec::new();
-        let mut dht = Dht::default();
-        for at in 0..plan.nodes {
-            let links = (net.link(plan.link_up.bytes_per_second()), net.link(plan.link_down.bytes_per_second()));
-            let node = Node::new(seed, at, &limits, links, &blobs);
-            dht.join(node.peer);
-            nodes.push(node);
-        }
-        let mut world = Self {
-            plan: plan.clone(),
-            now: Time::ZERO,
-            queue: BinaryHeap::new(),
-            sequence: 0,
-            blobs,
-            uploads: vec![0; nodes.len()],
-            uploads_max: limits.uploads_max,
-            nodes,
-            net,
-            origin,
-            dht,
-            asks: BTreeMap::new(),
-            pulls: BTreeMap::new(),
-            carriers: BTreeMap::new(),
-            kills: plan.kill.clone(),
-            checks: Checks::default(),
-            tally: Tally::default(),
-            trace: mix(plan.seed, plan.nodes as u64),
-            bound: Duration::ZERO,
-        };
-        world.begin(seed);
-        Ok(world)
-    }
-
-    fn begin(&mut self, seed: u64) {
-        let mut rng = Pcg64Mcg::seed_from_u64(seed);
-        let mut late: Vec<Duration> = Vec::new();
-        for group in &self.plan.late {
-            late.extend(std::iter::repeat_n(group.at.0, group.nodes));
-        }
-        for at in 0..self.nodes.len() {
-            let wait = match late.get(self.nodes.len() - 1 - at) {
-                Some(wait) => *wait,
-                None => self.plan.jitter.0.mul_f64(rng.random()),
-            };
-            self.nodes[at].begins = Time::ZERO + wait;
-            self.push(wait, Event::Begin(at));
-        }
-        for kill in std::mem::take(&mut self.kills) {
-            match kill.at {
-                Moment::After(wait) => self.push(wait.0, Event::Kill(kill.who)),
-                Moment::Progress(_) => self.kills.push(kill),
-            }
-        }
-        self.bound = self.lower_bound();
-    }
-
-    /// When the last node can be done at best (Kumar and Ross; a late node needs the time that its downlink takes).
-    fn lower_bound(&self) -> Duration {
-        let bytes = self.plan.bytes() as f64;
-        let rate = |rate: shoal_proto::units::Rate| rate.bytes_per_second() as f64;
-        let nodes = self.nodes.len() as f64;
-        let (origin, up, down) = (rate(self.plan.origin_rate), rate(self.plan.link_up), rate(self.plan.link_down));
-        let begins = || self.nodes.iter().map(|node| node.begins.since(Time::ZERO).as_secs_f64());
-        let first = begins().fold(f64::INFINITY, f64::min);
-        let last = begins().fold(0.0, f64::max);
-        let bounds = [first + bytes / origin, last + bytes / down, first + nodes * bytes / (origin + nodes * up)];
-        Duration::from_secs_f64(bounds.into_iter().fold(0.0, f64::max))
-    }
-
     /// Runs to the end and reports; `wall_s` is left at 0.
     #[must_use]
     pub fn run(mut self) -> Report {
@@ -225,37 +163,50 @@ impl World {
 
     /// Lets the next event happen. Returns false when there is none, all is done, or the time is up.
     pub fn step(&mut self) -> bool {
-        let done = self.nodes.iter().all(|node| !node.alive || node.is_complete());
-        let queued = self.queue.peek().map(|Reverse(due)| due.time);
-        let end = self.net.next_end();
-        let Some(next) = queued.into_iter().chain(end.map(|(time, _)| time)).min() else { return false };
-        if done || next > Time::ZERO + self.plan.limit.0 {
+        let end = self.net.next_end(self.now);
+        let ends = end.map_or(FOREVER, |(time, _)| time);
+        let queued = self.queue.due().unwrap_or(FOREVER);
+        let timer = self.timers.moment();
+        let next = ends.min(queued).min(timer);
+        if self.unfinished == 0 || next == FOREVER || next > Time::ZERO + self.plan.limit.0 {
             return false;
         }
         self.now = self.now.max(next);
-        match end {
-            Some((time, flow)) if queued.is_none_or(|queued| time <= queued) => self.flow_ended(flow),
-            Some(_) | None => {
-                if let Some(Reverse(due)) = self.queue.pop() {
-                    self.happen(due.event);
-                }
+        if let Some((_, flow)) = end.filter(|_| ends == next) {
+            self.flow_ended(flow);
+        } else if queued == next {
+            if let Some((_, event)) = self.queue.pop() {
+                self.happen(event);
             }
+        } else if let Some((_, place)) = self.timers.first() {
+            let machine = if place % 2 == 0 { Machine::Swarm } else { Machine::Tracker };
+            self.elapsed(place / 2, machine);
         }
         true
     }
 
     fn push(&mut self, after: Duration, event: Event) {
-        self.sequence += 1;
-        self.queue.push(Reverse(Due { time: self.now + after, sequence: self.sequence, event }));
+        self.queue.push(self.now, after, event);
     }
 
     fn note(&mut self, code: u64, node: usize, detail: u64) {
         self.trace = mix(mix(self.trace, self.now.as_nanos()), mix(code << 32 | node as u64, detail));
-        self.tally.count("events");
+        self.tally.events += 1;
     }
 
-    fn half_trip(&self) -> Duration {
-        self.plan.rtt.0 / 2
+    /// How long a message takes from one node to another.
+    const fn half_trip(&self, _from: usize, _to: usize) -> Duration {
+        self.half_trip
+    }
+
+    /// The links between two nodes.
+    fn path(&self, from: usize, to: usize) -> Path {
+        Path::new(&[self.nodes[from].up, self.nodes[to].down])
+    }
+
+    /// The links between the origin and a node.
+    fn origin_path(&self, to: usize) -> Path {
+        Path::new(&[self.origin.link, self.nodes[to].down])
     }
 
     fn happen(&mut self, event: Event) {
@@ -268,7 +219,6 @@ impl World {
                 self.note(2, node, 0);
                 self.tracker(node, input);
             }
-            Event::Timer(node, which) => self.timer(node, which),
             Event::Begin(node) => {
                 self.note(3, node, 0);
                 self.want(node);
@@ -281,13 +231,7 @@ impl World {
             Event::Looked(node, run) => self.look(node, run),
             Event::Announced(node, blob) => self.dht.announce(blob, self.nodes[node].peer),
             Event::Kill(who) => self.kill(who),
-            Event::Lost { node, dead } => {
-                let peer = self.nodes[dead].peer;
-                if self.nodes[node].connected.remove(&dead) {
-                    self.swarm(node, Input::Disconnected { peer });
-                    self.tracker(node, tracker::Input::Disconnected { peer });
-                }
-            }
+            Event::Lost { node, dead } => self.lost(node, dead),
             Event::Removed(node) => self.dht.remove(self.nodes[node].peer),
         }
     }
@@ -306,193 +250,51 @@ impl World {
         if !self.nodes[node].alive {
             return;
         }
-        let mut out = Vec::new();
-        self.nodes[node].swarm.handle(self.now, input, &mut out);
-        for order in out {
+        let mut orders = std::mem::take(&mut self.orders);
+        self.nodes[node].swarm.handle(self.now, input, &mut orders);
+        for order in orders.drain(..) {
             self.obey(node, order);
         }
+        self.orders = orders;
         let due = self.nodes[node].swarm.deadline().map(|(time, _)| time);
-        self.promise(node, 0, due);
+        self.timers.set(2 * node, due.unwrap_or(FOREVER));
     }
 
     fn tracker(&mut self, node: usize, input: tracker::Input) {
         if !self.nodes[node].alive {
             return;
         }
-        let mut out = Vec::new();
-        self.nodes[node].tracker.handle(self.now, input, &mut out);
-        for tracker::Send { peer, message } in out {
+        let mut sends = std::mem::take(&mut self.sends);
+        self.nodes[node].tracker.handle(self.now, input, &mut sends);
+        for tracker::Send { peer, message } in sends.drain(..) {
             self.send(node, number(peer), message);
         }
+        self.sends = sends;
         let due = self.nodes[node].tracker.deadline();
-        self.promise(node, 1, due);
+        self.timers.set(2 * node + 1, due.unwrap_or(FOREVER));
     }
 
-    /// Sees to it that a machine gets time when it is due.
-    fn promise(&mut self, node: usize, which: usize, due: Option<Time>) {
-        if self.nodes[node].timers[which] != due {
-            self.nodes[node].timers[which] = due;
-            if let Some(due) = due {
-                self.push(due.since(self.now), Event::Timer(node, which));
-            }
+    /// A machine's deadline has come.
+    fn elapsed(&mut self, node: usize, machine: Machine) {
+        let place = 2 * node + machine as usize;
+        self.timers.set(place, FOREVER);
+        self.note(4, node, machine as u64);
+        match machine {
+            Machine::Swarm => self.swarm(node, Input::Elapsed),
+            Machine::Tracker => self.tracker(node, tracker::Input::Elapsed),
         }
+        self.timers.raise(place, self.now + TURN);
     }
 
-    fn timer(&mut self, node: usize, which: usize) {
-        if self.nodes[node].timers[which].is_none_or(|due| due > self.now) {
-            return;
-        }
-        self.nodes[node].timers[which] = None;
-        self.note(4, node, which as u64);
-        if which == 0 { self.swarm(node, Input::Elapsed) } else { self.tracker(node, tracker::Input::Elapsed) }
-    }
-
+    /// The number of a layer.
     fn blob(&self, digest: &Digest) -> usize {
-        self.blobs.iter().position(|blob| blob.digest == *digest).expect("machines only know the world's layers")
-    }
-
-    fn obey(&mut self, node: usize, order: Output) {
-        match order {
-            Output::Locate { digest } => {
-                let trackers = self.dht.trackers(&digest, self.plan.trackers);
-                let holders = self.dht.holders(self.blob(&digest), self.nodes[node].peer);
-                self.push(self.plan.locate.0, Event::Swarm(node, Input::Located { digest, trackers }));
-                self.push(self.plan.locate.0, Event::Swarm(node, Input::Holders { digest, holders }));
-            }
-            Output::Announce { digest } => {
-                let blob = self.blob(&digest);
-                let proven = self.nodes[node].holdings[blob].proven.is_some();
-                self.checks.announced(node, blob, proven);
-                self.push(self.plan.locate.0, Event::Announced(node, blob));
-            }
-            Output::Dial { contact } => {
-                let to = number(contact.peer);
-                self.tally.count("dials");
-                self.push(self.plan.rtt.0 * 3 / 2, Event::Dialled { from: node, to });
-            }
-            Output::Send { peer, message } => self.send(node, number(peer), message),
-            Output::Pull { pull, peer, digest, chunk, expected } => {
-                self.pull(node, pull, peer, &digest, chunk, expected)
-            }
-            Output::CancelPull { pull } => self.cancel(node, pull),
-            Output::PullOrigin { digest, run, from, until, before } => {
-                let blob = self.blob(&digest);
-                self.checks
-                    .rule(before == self.blobs[blob].state(from), || format!("node {node} streams from a false state"));
-                self.origin.request(node, run, blob, from, until);
-                self.push(self.plan.origin_latency.0, Event::Streaming(node, run));
-            }
-            Output::StopOrigin { run, .. } => self.stop_stream(node, run),
-            Output::Serve { ask } => self.serve(node, ask),
-            Output::Refuse { ask, answer } => self.refuse(ask, answer),
-            Output::Arrived { digest, chunk } => self.arrived(node, &digest, chunk),
-            Output::Proven { digest } => self.proven(node, &digest),
-            Output::Failed { digest, why } => {
-                let blob = self.blob(&digest);
-                self.tally.count("failed fetches");
-                self.nodes[node].holdings[blob].failed = Some(why);
-            }
-            Output::Discard { .. } => self.checks.rule(false, || format!("node {node} distrusts a true claim")),
-            Output::Report(told) => self.told(told),
-            Output::Sized { .. } => {}
-        }
-    }
-
-    fn told(&mut self, told: Told) {
-        match told {
-            Told::CorruptChunk { .. } => self.checks.rule(false, || "a true chunk was called corrupt".to_owned()),
-            Told::Disputed { .. } => self.checks.rule(false, || "true claims were disputed".to_owned()),
-            Told::Untracked { .. } => self.tally.count("untracked"),
-            Told::Leased { .. } => self.tally.count("leases"),
-            Told::Stalled { .. } => self.tally.count("stalls"),
-        }
-    }
-
-    fn send(&mut self, from: usize, to: usize, message: Message) {
-        let connected = from == to || self.nodes[from].connected.contains(&to);
-        self.checks.rule(connected, || format!("node {from} sends to {to} without a connection: {message:?}"));
-        if !connected {
-            return;
-        }
-        self.tally.count(message_kind(&message));
-        if let Message::Got { digest, chunks } = &message {
-            let holding = &self.nodes[from].holdings[self.blob(digest)];
-            let true_word = chunks.iter().all(|chunk| holding.have.contains(*chunk));
-            self.checks.rule(true_word, || format!("node {from} tells of chunks that it lacks"));
-        }
-        let peer = self.nodes[from].peer;
-        let after = if from == to {
-            Duration::ZERO
-        } else {
-            self.tally.control_bytes += encode_message(&message).len() as u64;
-            self.half_trip()
-        };
-        let event = match message {
-            Message::Join(join) => {
-                Event::Tracker(to, tracker::Input::Joined { contact: crate::node::contact(peer), join })
-            }
-            Message::Leave { digest } => Event::Tracker(to, tracker::Input::Left { peer, digest }),
-            Message::Joined { .. }
-            | Message::Revoked { .. }
-            | Message::Subscribe { .. }
-            | Message::Unsubscribe { .. }
-            | Message::Have { .. }
-            | Message::Got { .. }
-            | Message::Fresh { .. }
-            | Message::Segment { .. }
-            | Message::Unknown { .. } => Event::Swarm(to, Input::Received { peer, message }),
-        };
-        self.push(after, event);
-    }
-
-    fn dialled(&mut self, from: usize, to: usize) {
-        self.note(5, from, to as u64);
-        let peers = (self.nodes[from].peer, self.nodes[to].peer);
-        if !self.nodes[to].alive {
-            // The rest of the time until a dial is given up.
-            self.push(self.plan.detect.0, Event::Swarm(from, Input::Disconnected { peer: peers.1 }));
-            return;
-        }
-        if !self.nodes[from].alive || !self.nodes[from].connected.insert(to) {
-            return;
-        }
-        self.nodes[to].connected.insert(from);
-        self.swarm(from, Input::Connected { peer: peers.1 });
-        self.swarm(to, Input::Connected { peer: peers.0 });
-    }
-
-    fn arrived(&mut self, node: usize, digest: &Digest, chunk: ChunkIndex) {
-        let blob = self.blob(digest);
-        let count = ChunkIndex(self.blobs[blob].layout.count());
-        let holding = &mut self.nodes[node].holdings[blob];
-        self.checks
-            .rule(holding.have.contains(chunk), || format!("chunk {} arrived at node {node} without bytes", chunk.0));
-        if !self.plan.readers || chunk != holding.reader {
-            return;
-        }
-        match holding.have.first_missing(chunk) {
-            Some(next) => {
-                holding.reader = next;
-                self.push(
-                    Duration::ZERO,
-                    Event::Swarm(node, Input::Reading { digest: *digest, reader: READER, chunk: next }),
-                );
-            }
-            None => {
-                holding.reader = count;
-                self.push(Duration::ZERO, Event::Swarm(node, Input::ReaderLeft { digest: *digest, reader: READER }));
+        match self.names.as_slice() {
+            [(_, only)] => *only,
+            names => {
+                let at = names.binary_search_by(|(name, _)| name.cmp(digest));
+                names[at.expect("machines only know the world's layers")].1
             }
         }
-    }
-
-    fn proven(&mut self, node: usize, digest: &Digest) {
-        let blob = self.blob(digest);
-        let holding = &mut self.nodes[node].holdings[blob];
-        self.checks.rule(holding.have.is_full(), || format!("node {node} proved layer {blob} without all its chunks"));
-        self.checks.rule(holding.proven.is_none(), || format!("node {node} proved layer {blob} twice"));
-        holding.proven = Some(self.now);
-        let segments = self.blobs[blob].segments(self.nodes[node].peer);
-        self.push(Duration::ZERO, Event::Swarm(node, Input::Sealed { digest: *digest, segments }));
     }
 }
 
@@ -518,41 +320,5 @@ const fn kind(input: &Input) -> u64 {
         | Input::OriginChunk { .. }
         | Input::OriginEnded { .. }
         | Input::Elapsed => 9,
-    }
-}
-
-const fn message_kind(message: &Message) -> &'static str {
-    match message {
-        Message::Join(_) => "join",
-        Message::Joined { .. } => "joined",
-        Message::Revoked { .. } => "revoked",
-        Message::Leave { .. } => "leave",
-        Message::Subscribe { .. } => "subscribe",
-        Message::Unsubscribe { .. } => "unsubscribe",
-        Message::Have { .. } => "have",
-        Message::Got { .. } => "got",
-        Message::Fresh { .. } => "fresh",
-        Message::Segment { .. } => "segment",
-        Message::Unknown { .. } => "unknown",
-    }
-}
-
-impl PartialEq for Due {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other).is_eq()
-    }
-}
-
-impl Eq for Due {}
-
-impl PartialOrd for Due {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Due {
-    fn cmp(&self, other: &Self) -> Ordering {
-        (self.time, self.sequence).cmp(&(other.time, other.sequence))
     }
 }

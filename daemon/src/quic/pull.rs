@@ -111,8 +111,8 @@ async fn read_whole(
         if received > expected {
             return Err(Fault::Long);
         }
-        download.take(received - before).await;
         came();
+        download.take(received - before).await;
     }
     if received == expected { Ok(frames) } else { Err(Fault::Short(received)) }
 }

@@ -182,3 +182,26 @@ fn outages_and_troubles_know_their_time() {
     assert_eq!(plan.dht.outage_until(at(59_999)), Some(Duration::from_secs(60)));
     assert_eq!(plan.dht.outage_until(at(60_000)), None);
 }
+
+/// The keys that a table may have, as the error about an unknown one lists them.
+fn keys(table: &str) -> Vec<String> {
+    let error = error(&format!("{table}no_such_key = 1"));
+    let list = error.split("expected one of").nth(1).unwrap_or_default();
+    list.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+#[test]
+fn the_readme_names_every_key_and_its_example_can_be_run() {
+    let readme = include_str!("../../README.md");
+    let example = readme.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let plan = parse(example);
+    assert_eq!((plan.faults.len(), plan.origin_trouble.len(), plan.topology.zones), (3, 1, 2));
+    let tables = ["", "[topology]\n", "[dht]\n", "[liars]\n", "[[faults]]\n", "[[origin_trouble]]\n"];
+    let keys: Vec<String> = tables.into_iter().flat_map(keys).collect();
+    assert!(keys.len() > 50, "{keys:?}");
+    let code =
+        readme.split('`').skip(1).step_by(2).flat_map(|code| code.split(|c: char| !c.is_alphanumeric() && c != '_'));
+    let words: std::collections::BTreeSet<&str> = code.collect();
+    let unnamed: Vec<_> = keys.iter().filter(|key| !words.contains(key.as_str())).collect();
+    assert!(unnamed.is_empty(), "{unnamed:?}");
+}

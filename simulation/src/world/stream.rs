@@ -1,17 +1,12 @@
 //! Streams from the origin to nodes.
 
-use std::time::Duration;
-
 use shoal_proto::{
     chain::LinkEnd,
     swarm::{Input, RunId},
 };
 
-use super::{Carrier, Event, World};
+use super::{Carrier, Event, LOOK, World};
 use crate::origin::Stream;
-
-/// How often a node looks at its streams from the origin.
-const LOOK: Duration = Duration::from_millis(250);
 
 impl World {
     pub(super) fn streaming(&mut self, node: usize, run: RunId) {
@@ -20,8 +15,7 @@ impl World {
         let blob = &self.blobs[stream.blob];
         let (digest, size, bytes) = (blob.digest, blob.layout.size(), blob.layout.len(stream.chunk));
         let cap = self.plan.origin_connection_rate.map(|rate| rate.bytes_per_second());
-        let flow = self.net.start(self.now, self.origin.link, self.nodes[node].down, cap, bytes);
-        self.carriers.insert(flow, Carrier::Stream(node, run));
+        let flow = self.start(self.origin_path(node), cap, bytes, Carrier::Stream(node, run));
         self.origin.streams.insert((node, run), Stream { flow: Some(flow), ..stream });
         self.swarm(node, Input::OriginOpened { digest, run, size });
         self.push(LOOK, Event::Looked(node, run));
@@ -55,9 +49,9 @@ impl World {
         self.note(10, node, u64::from(chunk.0));
         if let Some(flow) = flow {
             if end {
-                self.carriers.remove(&flow);
-                self.net.stop(self.now, flow);
+                self.stop(flow);
                 self.origin.streams.remove(&(node, run));
+                self.nodes[node].streams -= 1;
             } else {
                 self.net.go_on(self.now, flow, next_bytes);
             }
@@ -77,9 +71,9 @@ impl World {
 
     pub(super) fn stop_stream(&mut self, node: usize, run: RunId) {
         let Some(stream) = self.origin.streams.remove(&(node, run)) else { return };
+        self.nodes[node].streams -= 1;
         let Some(flow) = stream.flow else { return };
-        self.carriers.remove(&flow);
-        let left = self.net.stop(self.now, flow);
+        let left = self.stop(flow);
         let sent = self.blobs[stream.blob].layout.len(stream.chunk).saturating_sub(left);
         self.origin.bytes[stream.blob] += sent;
         self.tally.wasted_bytes += sent;

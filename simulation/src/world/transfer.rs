@@ -8,15 +8,17 @@ use shoal_proto::{
     digest::Digest,
     peer::PeerId,
     swarm::{AskId, Input, PullId, Verdict},
-    time::Time,
     wire::Answer,
 };
 
-use super::{Ask, Carrier, Event, Stage, World};
+use super::{
+    Ask, Carrier, Event, Stage, World,
+    tally::{Bin, Count},
+};
 use crate::{
-    net::FlowId,
+    net::{FlowId, Path},
     node::number,
-    report::{BINS, Bin},
+    report::BINS,
 };
 
 impl World {
@@ -40,16 +42,15 @@ impl World {
         self.checks.rule(sound, || format!("node {node} pulls chunk {} without knowing its link", chunk.0));
         let needed = !self.nodes[node].holdings[blob].have.contains(chunk);
         self.checks.rule(needed, || format!("node {node} pulls chunk {} that it has", chunk.0));
-        let ask = AskId(self.sequence + 1);
         let stage = Stage::Sent;
-        self.asks.insert(ask, Ask { receiver: node, sender, blob, chunk, pull, stage, flow: None });
-        self.pulls.insert((node, pull), ask);
-        self.tally.count("pulls");
-        self.push(self.half_trip(), Event::Asked(ask));
+        let ask = AskId(self.asks.insert(Ask { receiver: node, sender, blob, chunk, pull, stage, flow: None }));
+        self.nodes[node].pulls.push((pull, ask));
+        self.tally.count(Count::Pulls);
+        self.push(self.half_trip(node, sender), Event::Asked(ask));
     }
 
     pub(super) fn asked(&mut self, id: AskId) {
-        let Some(ask) = self.asks.get_mut(&id) else { return };
+        let Some(ask) = self.asks.get_mut(id.0) else { return };
         ask.stage = Stage::Waiting;
         let Ask { receiver, sender, blob, chunk, .. } = *ask;
         self.note(6, sender, u64::from(chunk.0));
@@ -58,7 +59,7 @@ impl World {
     }
 
     pub(super) fn serve(&mut self, node: usize, id: AskId) {
-        let Some(ask) = self.asks.get_mut(&id).filter(|ask| ask.sender == node && ask.stage == Stage::Waiting) else {
+        let Some(ask) = self.asks.get_mut(id.0).filter(|ask| ask.sender == node && ask.stage == Stage::Waiting) else {
             self.checks.rule(false, || format!("node {node} serves what nobody waits for"));
             return;
         };
@@ -69,34 +70,55 @@ impl World {
         if !self.nodes[receiver].alive {
             return;
         }
-        self.uploads[sender] += 1;
-        let uploads = self.uploads[sender];
+        self.nodes[sender].uploads += 1;
+        let uploads = self.nodes[sender].uploads;
         self.checks.rule(uploads <= self.uploads_max, || format!("node {sender} serves {uploads} chunks at once"));
-        let (from, to) = (self.nodes[sender].up, self.nodes[receiver].down);
-        let flow = self.net.start(self.now, from, to, None, self.blobs[blob].layout.len(chunk));
-        if let Some(ask) = self.asks.get_mut(&id) {
+        let (path, bytes) = (self.path(sender, receiver), self.blobs[blob].layout.len(chunk));
+        let flow = self.start(path, None, bytes, Carrier::Chunk(id));
+        if let Some(ask) = self.asks.get_mut(id.0) {
             ask.flow = Some(flow);
         }
-        self.carriers.insert(flow, Carrier::Chunk(id));
+    }
+
+    /// Starts a transfer.
+    pub(super) fn start(&mut self, path: Path, cap: Option<u64>, bytes: u64, carrier: Carrier) -> FlowId {
+        let flow = self.net.start(self.now, path, cap, bytes);
+        if self.carriers.len() <= flow.index() {
+            self.carriers.resize(flow.index() + 1, None);
+        }
+        self.carriers[flow.index()] = Some(carrier);
+        flow
+    }
+
+    /// Ends a transfer; returns the bytes that it still had to send.
+    pub(super) fn stop(&mut self, flow: FlowId) -> u64 {
+        self.carriers[flow.index()] = None;
+        self.net.stop(self.now, flow)
     }
 
     pub(super) fn refuse(&mut self, id: AskId, answer: Answer) {
-        let Some(ask) = self.asks.get_mut(&id).filter(|ask| ask.stage == Stage::Waiting) else {
+        let Some(ask) = self.asks.get_mut(id.0).filter(|ask| ask.stage == Stage::Waiting) else {
             self.checks.rule(false, || "an ask was answered twice".to_owned());
             return;
         };
         ask.stage = Stage::Done;
-        let (what, verdict) = match answer {
-            Answer::Busy => ("busy", Verdict::Busy),
-            Answer::Missing => ("missing", Verdict::Missing),
-            Answer::Bytes => ("", Verdict::Link),
+        let (sender, receiver) = (ask.sender, ask.receiver);
+        let verdict = match answer {
+            Answer::Busy => {
+                self.tally.count(Count::Busy);
+                Verdict::Busy
+            }
+            Answer::Missing => {
+                self.tally.count(Count::Missing);
+                Verdict::Missing
+            }
+            Answer::Bytes => Verdict::Link,
         };
-        self.tally.count(what);
-        self.push(self.half_trip(), Event::Answered(id, verdict));
+        self.push(self.half_trip(sender, receiver), Event::Answered(id, verdict));
     }
 
     pub(super) fn flow_ended(&mut self, flow: FlowId) {
-        match self.carriers.get(&flow).copied() {
+        match self.carriers[flow.index()] {
             Some(Carrier::Chunk(ask)) => self.sent(ask),
             Some(Carrier::Stream(node, run)) => self.streamed(node, run),
             None => {
@@ -108,18 +130,20 @@ impl World {
     /// The last byte of a chunk left its sender.
     pub(super) fn sent(&mut self, id: AskId) {
         self.end_upload(id);
-        let Some(ask) = self.asks.get(&id).copied() else { return };
+        let Some(ask) = self.asks.get(id.0).copied() else { return };
         let bytes = self.blobs[ask.blob].layout.len(ask.chunk);
-        let receiver = &mut self.nodes[ask.receiver];
-        let arrival = self.now + self.plan.rtt.0 / 2;
-        let verify = self
-            .plan
-            .verify_rate
-            .map_or(Duration::ZERO, |rate| Duration::from_secs_f64(bytes as f64 / rate.bytes_per_second() as f64));
-        receiver.verifies_until = receiver.verifies_until.max(arrival) + verify;
-        let after = receiver.verifies_until.since(self.now);
+        let trip = self.half_trip(ask.sender, ask.receiver);
+        let after = match self.plan.verify_rate {
+            None => trip,
+            Some(rate) => {
+                let verify = Duration::from_secs_f64(bytes as f64 / rate.bytes_per_second() as f64);
+                let receiver = &mut self.nodes[ask.receiver];
+                receiver.verifies_until = receiver.verifies_until.max(self.now + trip) + verify;
+                receiver.verifies_until.since(self.now)
+            }
+        };
         self.push(after, Event::Answered(id, Verdict::Good));
-        if self.origin.streams.keys().any(|(node, _)| *node == ask.sender) {
+        if self.nodes[ask.sender].streams > 0 {
             self.bin().holders_up += bytes;
         }
         self.swarm(ask.sender, Input::Served { ask: id });
@@ -127,21 +151,20 @@ impl World {
 
     /// Ends the transfer of a chunk, if it runs. Returns the bytes that were sent in vain if it was not at its end.
     pub(super) fn end_upload(&mut self, id: AskId) -> u64 {
-        let Some(ask) = self.asks.get_mut(&id) else { return 0 };
+        let Some(ask) = self.asks.get_mut(id.0) else { return 0 };
         let Some(flow) = ask.flow.take() else { return 0 };
         ask.stage = Stage::Done;
         let (sender, bytes) = (ask.sender, self.blobs[ask.blob].layout.len(ask.chunk));
-        self.uploads[sender] -= 1;
-        self.carriers.remove(&flow);
-        bytes.saturating_sub(self.net.stop(self.now, flow))
+        self.nodes[sender].uploads -= 1;
+        bytes.saturating_sub(self.stop(flow))
     }
 
     pub(super) fn answered(&mut self, id: AskId, verdict: Verdict) {
-        let Some(ask) = self.asks.remove(&id) else { return };
+        let Some(ask) = self.asks.remove(id.0) else { return };
         let Ask { receiver, blob, chunk, pull, .. } = ask;
         self.note(7, receiver, u64::from(chunk.0) << 8 | verdict as u64);
         let bytes = self.blobs[blob].layout.len(chunk);
-        let wanted = self.pulls.remove(&(receiver, pull)).is_some();
+        let wanted = self.nodes[receiver].close_pull(pull).is_some();
         if verdict == Verdict::Good {
             let new = wanted && self.nodes[receiver].holdings[blob].have.insert(chunk);
             *(if new { &mut self.tally.useful_bytes } else { &mut self.tally.wasted_bytes }) += bytes;
@@ -154,18 +177,18 @@ impl World {
     }
 
     pub(super) fn bin(&mut self) -> &mut Bin {
-        let share = self.now.since(Time::ZERO).as_secs_f64() / self.bound.as_secs_f64();
-        self.tally.bin(((share * BINS as f64) as usize).min(BINS))
+        self.tally.bin(((self.now.as_nanos() / self.bin_nanos) as usize).min(BINS))
     }
 
     pub(super) fn cancel(&mut self, node: usize, pull: PullId) {
-        let Some(ask) = self.pulls.remove(&(node, pull)) else { return };
-        self.tally.count("cancels");
-        self.push(self.half_trip(), Event::Withdrawn(ask));
+        let Some(id) = self.nodes[node].close_pull(pull) else { return };
+        self.tally.count(Count::Cancels);
+        let sender = self.asks.get(id.0).map_or(node, |ask| ask.sender);
+        self.push(self.half_trip(node, sender), Event::Withdrawn(id));
     }
 
     pub(super) fn withdrawn(&mut self, id: AskId) {
-        let Some(ask) = self.asks.get(&id).copied() else { return };
+        let Some(ask) = self.asks.get(id.0).copied() else { return };
         if ask.stage == Stage::Done {
             // Its answer is on the way, and will find that nobody wants it.
             return;
@@ -174,7 +197,7 @@ impl World {
         let wasted = self.end_upload(id);
         self.tally.wasted_bytes += wasted;
         self.bin().down += wasted;
-        self.asks.remove(&id);
+        self.asks.remove(id.0);
         self.swarm(ask.sender, Input::Served { ask: id });
     }
 }

@@ -1,0 +1,157 @@
+//! Connections, and messages on them.
+
+use std::time::Duration;
+
+use shoal_proto::{
+    chunk::ChunkIndex,
+    digest::Digest,
+    swarm::Input,
+    tracker,
+    wire::{FRAME_HEADER_BYTES, Message, encode_message},
+};
+
+use super::{Event, World, tally};
+use crate::node::contact;
+
+impl World {
+    pub(super) fn send(&mut self, from: usize, to: usize, message: Message) {
+        let connected = from == to || self.nodes[from].is_connected(to);
+        self.checks.rule(connected, || format!("node {from} sends to {to} without a connection: {message:?}"));
+        if !connected {
+            return;
+        }
+        self.tally.count(tally::kind(&message));
+        if let Message::Got { digest, chunks } = &message {
+            let holding = &self.nodes[from].holdings[self.blob(digest)];
+            let true_word = chunks.iter().all(|chunk| holding.have.contains(*chunk));
+            self.checks.rule(true_word, || format!("node {from} tells of chunks that it lacks"));
+        }
+        let peer = self.nodes[from].peer;
+        let after = if from == to {
+            Duration::ZERO
+        } else {
+            self.tally.control_bytes += bytes(&message) as u64;
+            self.half_trip(from, to)
+        };
+        let event = match message {
+            Message::Join(join) => Event::Tracker(to, tracker::Input::Joined { contact: contact(peer), join }),
+            Message::Leave { digest } => Event::Tracker(to, tracker::Input::Left { peer, digest }),
+            Message::Joined { .. }
+            | Message::Revoked { .. }
+            | Message::Subscribe { .. }
+            | Message::Unsubscribe { .. }
+            | Message::Have { .. }
+            | Message::Got { .. }
+            | Message::Fresh { .. }
+            | Message::Segment { .. }
+            | Message::Unknown { .. } => Event::Swarm(to, Input::Received { peer, message }),
+        };
+        self.push(after, event);
+    }
+
+    pub(super) fn dialled(&mut self, from: usize, to: usize) {
+        self.note(5, from, to as u64);
+        let peers = (self.nodes[from].peer, self.nodes[to].peer);
+        if !self.nodes[to].alive {
+            // The rest of the time until a dial is given up.
+            self.push(self.plan.detect.0, Event::Swarm(from, Input::Disconnected { peer: peers.1 }));
+            return;
+        }
+        if !self.nodes[from].alive || !self.nodes[from].connect(to) {
+            return;
+        }
+        self.nodes[to].connect(from);
+        self.swarm(from, Input::Connected { peer: peers.1 });
+        self.swarm(to, Input::Connected { peer: peers.0 });
+    }
+
+    pub(super) fn lost(&mut self, node: usize, dead: usize) {
+        let peer = self.nodes[dead].peer;
+        if self.nodes[node].disconnect(dead) {
+            self.swarm(node, Input::Disconnected { peer });
+            self.tracker(node, tracker::Input::Disconnected { peer });
+        }
+    }
+}
+
+/// Bytes of a message's frame. The many are counted without being encoded; the few are encoded.
+fn bytes(message: &Message) -> usize {
+    let body = match message {
+        Message::Got { digest, chunks } | Message::Fresh { digest, chunks } => {
+            let chunks: usize = chunks.iter().map(|chunk| number(u64::from(chunk.0))).sum::<usize>() + count(chunks);
+            named(digest) + chunks
+        }
+        Message::Have { digest, size, chunks } => {
+            let capacity = chunks.capacity();
+            named(digest) + number(*size) + number(u64::from(capacity)) + capacity.div_ceil(8) as usize
+        }
+        Message::Segment { digest, size, segment } => {
+            let states = count(&segment.states) + 32 * segment.states.len();
+            named(digest) + number(*size) + 32 + index(segment.from) + states + 64
+        }
+        Message::Subscribe { .. }
+        | Message::Join(_)
+        | Message::Joined { .. }
+        | Message::Revoked { .. }
+        | Message::Leave { .. }
+        | Message::Unsubscribe { .. }
+        | Message::Unknown { .. } => return encode_message(message).len(),
+    };
+    FRAME_HEADER_BYTES + body
+}
+
+/// The kind of a message and its digest.
+fn named(digest: &Digest) -> usize {
+    2 + digest.as_bytes().len()
+}
+
+fn index(chunk: ChunkIndex) -> usize {
+    number(u64::from(chunk.0))
+}
+
+const fn count<T>(things: &[T]) -> usize {
+    number(things.len() as u64)
+}
+
+/// Bytes of a number on the wire.
+const fn number(number: u64) -> usize {
+    match number {
+        0..251 => 1,
+        251..0x1_0000 => 3,
+        0x1_0000..0x1_0000_0000 => 5,
+        0x1_0000_0000.. => 9,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shoal_proto::{chunk::ChunkSet, digest::Digest};
+
+    use super::*;
+    use crate::node::Blob;
+
+    #[test]
+    fn messages_are_counted_as_they_are_encoded() {
+        for size in [0, 200, 70_000, 300 << 20, 10_000 << 20] {
+            let blob = Blob::new(1, 0, size);
+            let (digest, last) = (blob.digest, blob.layout.last());
+            let author = shoal_proto::peer::PeerId([7; 32]);
+            let chunks: Vec<ChunkIndex> = [0, last.0 / 7, last.0 / 2, last.0].map(ChunkIndex).to_vec();
+            let mut messages = vec![
+                Message::Have { digest, size, chunks: ChunkSet::full(blob.layout.count()) },
+                Message::Got { digest, chunks: chunks.clone() },
+                Message::Fresh { digest: Digest::sha512([3; 64]), chunks },
+                Message::Got { digest, chunks: (0..300).map(ChunkIndex).collect() },
+                Message::Unknown { digest },
+            ];
+            messages.extend(blob.segments(author).into_iter().map(|segment| Message::Segment {
+                digest,
+                size,
+                segment,
+            }));
+            for message in messages {
+                assert_eq!(bytes(&message), encode_message(&message).len(), "{message:?}");
+            }
+        }
+    }
+}
