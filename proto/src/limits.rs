@@ -107,14 +107,14 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            neighbours_max: 20,
+            neighbours_max: 14,
             remotes_max: 60,
-            pulls_max: 12,
-            node_pulls_max: 12,
+            pulls_max: 8,
+            node_pulls_max: 8,
             pull_bytes_max: 48 << 20,
             pulls_per_peer_max: 2,
-            uploads_max: 12,
-            asks_waiting_max: 2,
+            uploads_max: 8,
+            asks_waiting_max: 0,
             releases_max: 16,
             releases_per_peer_max: 2,
             release_timeout: Duration::from_secs(2),
@@ -125,7 +125,7 @@ impl Default for Limits {
             pull_timeout_min: Duration::from_millis(400),
             pull_timeout_first: Duration::from_secs(2),
             got_delay: Duration::from_millis(4),
-            got_delay_common: Duration::from_millis(30),
+            got_delay_common: Duration::from_millis(40),
             sign_delay: Duration::from_millis(10),
             sign_states: 16,
             strikes_max: 4,
@@ -171,7 +171,7 @@ impl Limits {
             (self.pulls_max >= 1 && self.pulls_per_peer_max >= 1, "at least one pull"),
             (self.got_delay_common >= self.got_delay, "got_delay_common >= got_delay"),
             (self.sign_states >= 2, "sign_states >= 2"),
-            (self.uploads_max >= self.pulls_max, "uploads_max >= pulls_max"),
+
             (self.releases_max >= self.releases_per_peer_max, "releases_max >= releases_per_peer_max"),
             (self.lease_timeout >= self.lease_heartbeat * 3, "lease_timeout >= 3 lease_heartbeat"),
             (self.lease_stall >= self.lease_timeout, "lease_stall >= lease_timeout"),

@@ -10,13 +10,20 @@
 //!                        └─ Tally ─► Report: times against the lower bound, copies, overhead
 //! ```
 
+pub mod bound;
 pub mod check;
+pub mod compare;
 pub mod dht;
+pub mod figures;
 pub mod net;
 pub mod node;
 pub mod origin;
+pub mod page;
 pub mod plan;
 pub mod report;
+pub mod results;
+pub mod seeds;
+pub mod timeline;
 pub mod world;
 
 pub use plan::{Plan, PlanError};

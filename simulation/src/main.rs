@@ -1,13 +1,27 @@
-//! `shoal-sim`: runs plans of the simulation.
+//! `shoal-sim`: runs plans of the simulation and shows what came of them.
 
-use std::{io::Write, process::ExitCode, time::Instant};
+use std::{fmt, io::Write, process::ExitCode};
 
 use clap::{Parser, Subcommand};
-use shoal_simulation::{Plan, PlanError, Report, World, plan};
+use shoal_simulation::{
+    Plan, Report,
+    compare::compare,
+    page::page,
+    plan,
+    results::{Line, Results},
+    seeds::{Seeds, Work, tell_of_panics},
+};
 
-/// Runs the machines of Shoal in a simulated world.
+/// Simulates rollouts of container layers over thousands of nodes. The nodes decide by the very code that the daemon runs; the
+/// network, the origin registry, the DHT and everything that goes wrong are simulated.
+///
+/// What a run is made of stands in a plan: one of those that come with the program (`shoal-sim plans`), or a file of yours.
+/// simulation/README.md shows how to write one.
+///
+/// Exit codes: 0 all is well; 1 a node did not get its layers, or something happened that never must; 64 a plan, a file or an
+/// option that makes no sense.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(version, max_term_width = 100)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -15,58 +29,151 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Runs a plan and reports; fails if something that should have come about did not.
-    Run {
-        /// Name of a plan, or path of one that ends in .toml.
-        plan: String,
-        /// Seed in place of the plan's.
-        #[arg(long)]
-        seed: Option<u64>,
-        /// Sets a key of the plan: `nodes=20`, `limits.pulls_max=8`.
-        #[arg(long = "set", value_name = "KEY=VALUE")]
-        settings: Vec<String>,
-        /// Reports as JSON.
-        #[arg(long)]
-        json: bool,
+    /// Run a plan and report how long it took against the physical bound, what the origin paid, what went wrong
+    Run(Run),
+    /// List the plans that come with the program
+    Plans {
+        /// Print the text of this plan, as a pattern for your own.
+        plan: Option<String>,
     },
-    /// Lists the plans that come with the program.
-    Plans,
+    /// Show two result files in one table, with the differences
+    ///
+    /// Files are what `run --json` prints; several results may stand in one file, one after another. Plans are matched by
+    /// name and settings; one plan on each side is compared whatever its name. A + is worse but for what is not a figure of
+    /// quality; figures of quality that got worse are marked with !.
+    Compare {
+        /// Results before.
+        a: String,
+        /// Results after.
+        b: String,
+    },
+    /// Make a self-contained HTML page with plots from a result file
+    ///
+    /// It shows completion against the bound, what the origin sent, how busy links were, bytes between zones, and all
+    /// figures. It needs no network and no scripts.
+    Report {
+        /// What `run --json` printed; several results may stand in one file, one after another.
+        result: String,
+        /// Where the page goes.
+        #[arg(short, long, default_value = "report.html")]
+        output: String,
+    },
 }
 
-fn run(name: &str, seed: Option<u64>, settings: &[String]) -> Result<Report, PlanError> {
-    let mut plan = Plan::load(name, settings)?;
-    plan.seed = seed.unwrap_or(plan.seed);
-    #[expect(clippy::disallowed_methods, reason = "how long the run takes in real time is reported beside its result")]
-    let start = Instant::now();
-    let mut report = World::new(&plan)?.run();
-    report.wall_s = start.elapsed().as_secs_f64();
-    Ok(report)
+#[derive(Debug, clap::Args)]
+struct Run {
+    /// Name of a plan, or path of one that ends in .toml.
+    plan: String,
+    /// Seed of all chance, in place of the plan's. The same seed gives the same run, event by event.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Run many seeds, and report each as it ends and the worst of each figure: 0..20 are the twenty seeds 0 to 19.
+    #[arg(long, value_name = "A..B", conflicts_with = "seed")]
+    seeds: Option<Seeds>,
+    /// Set a key of the plan: `nodes=20`, `limits.pulls_max=8`, `faults.0.at=0.3`. May be given more than once.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    settings: Vec<String>,
+    /// Print the result as JSON, for `compare`, `report` and programs.
+    #[arg(long)]
+    json: bool,
+    /// With --seeds: how many runs at a time. Each takes one core, and the memory of its nodes.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    jobs: u16,
 }
 
-fn plans() -> String {
-    let about = |name: &str| Plan::load(name, &[]).map_or_else(|error| error.to_string(), |plan| plan.about);
-    plan::PLANS.iter().map(|(name, _)| format!("{name:16} {}\n", about(name))).collect()
+const BAD: u8 = 64;
+
+/// Prints to one of the two outputs. A closed pipe is the reader's choice.
+fn print(to: &mut impl Write, text: impl fmt::Display) {
+    let written = writeln!(to, "{text}").and_then(|()| to.flush());
+    drop(written);
+}
+
+fn out(text: impl fmt::Display) {
+    print(&mut std::io::stdout(), text);
+}
+
+fn err(text: impl fmt::Display) {
+    print(&mut std::io::stderr(), text);
+}
+
+fn failed(report: &Report) {
+    let Report { plan, seed, unmet_count, replay, .. } = report;
+    err(format_args!("FAILED: plan {plan}, seed {seed}: {unmet_count} unmet. Replay: {replay}"));
+}
+
+fn run(run: &Run) -> Result<ExitCode, String> {
+    let plan = Plan::load(&run.plan, &run.settings).map_err(|error| error.to_string())?;
+    let (seed, about) = (run.seed.unwrap_or(plan.seed), plan.about.clone());
+    let work = Work { name: &run.plan, settings: &run.settings, plan };
+    let Some(seeds) = &run.seeds else {
+        let report = work.run(seed).map_err(|error| error.to_string())?;
+        out(if run.json { json(&report)? } else { report.to_string().trim_end().to_owned() });
+        if report.is_met() {
+            return Ok(ExitCode::SUCCESS);
+        }
+        failed(&report);
+        return Ok(ExitCode::FAILURE);
+    };
+    let each = |report: &Report| {
+        if run.json {
+            err(Line(report))
+        } else {
+            out(Line(report))
+        }
+        if !report.is_met() {
+            failed(report);
+        }
+    };
+    let reports = work.run_all(seeds, usize::from(run.jobs), each).map_err(|error| error.to_string())?;
+    let results = Results::new(&run.plan, &about, &run.settings, reports);
+    out(if run.json { json(&results)? } else { results.to_string().trim_end().to_owned() });
+    Ok(if results.is_met() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn json(value: &impl serde::Serialize) -> Result<String, String> {
+    serde_json::to_string(value).map_err(|error| format!("cannot write the result: {error}"))
+}
+
+fn plans(plan: Option<&str>) -> Result<String, String> {
+    let Some(name) = plan else {
+        let about = |name: &str| Plan::load(name, &[]).map_or_else(|error| error.to_string(), |plan| plan.about);
+        let lines: Vec<String> = plan::PLANS.iter().map(|(name, _)| format!("{name:15} {}", about(name))).collect();
+        return Ok(lines.join("\n"));
+    };
+    let text = plan::PLANS.iter().find(|(known, _)| *known == name).map(|(_, text)| text.trim_end().to_owned());
+    text.ok_or_else(|| plan::PlanError::Unknown(name.to_owned()).to_string())
+}
+
+fn read(path: &str) -> Result<Vec<Results>, String> {
+    Results::read(path).map_err(|error| error.to_string())
+}
+
+fn obey(command: &Command) -> Result<ExitCode, String> {
+    match command {
+        Command::Run(options) => return run(options),
+        Command::Plans { plan } => out(plans(plan.as_deref())?),
+        Command::Compare { a, b } => out(compare(&read(a)?, &read(b)?).trim_end()),
+        Command::Report { result, output } => {
+            let text = page(&read(result)?);
+            std::fs::write(output, text).map_err(|error| format!("cannot write {output}: {error}"))?;
+            out(output);
+        }
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn main() -> ExitCode {
-    let (text, code) = match Arguments::parse().command {
-        Command::Plans => (plans(), ExitCode::SUCCESS),
-        Command::Run { plan, seed, settings, json } => match run(&plan, seed, &settings) {
-            Err(error) => (format!("shoal-sim: {error}\n"), ExitCode::from(64)),
-            Ok(report) => {
-                let code = if report.is_met() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
-                let text =
-                    if json { serde_json::to_string(&report).unwrap_or_default() + "\n" } else { report.to_string() };
-                (text, code)
-            }
-        },
+    tell_of_panics();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            drop(error.print());
+            return if error.use_stderr() { ExitCode::from(BAD) } else { ExitCode::SUCCESS };
+        }
     };
-    // A closed pipe is the reader's choice.
-    let written = if code == ExitCode::from(64) {
-        std::io::stderr().write_all(text.as_bytes())
-    } else {
-        std::io::stdout().write_all(text.as_bytes())
-    };
-    drop(written);
-    code
+    obey(&arguments.command).unwrap_or_else(|error| {
+        err(format_args!("shoal-sim: {error}"));
+        ExitCode::from(BAD)
+    })
 }

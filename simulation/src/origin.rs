@@ -50,6 +50,13 @@ impl Origin {
         self.streams.insert((node, run), Stream { blob, chunk: from, until, flow: None, bytes: 0, raw });
     }
 
+    /// Nodes that stream, or wait for their streams to begin.
+    pub(crate) fn fetchers(&self) -> u64 {
+        let mut nodes: Vec<usize> = self.streams.keys().map(|(node, _)| *node).collect();
+        nodes.dedup();
+        nodes.len() as u64
+    }
+
     /// The node that streams, preferably the largest layer.
     pub(crate) fn streaming(&self, size: impl Fn(usize) -> u64) -> Option<usize> {
         let best = self.streams.iter().max_by_key(|((node, _), stream)| (size(stream.blob), std::cmp::Reverse(*node)));

@@ -1,124 +1,111 @@
-//! Plans: what a run is made of, as TOML. Unknown keys are errors.
+//! Plans: what a run is made of, as TOML. Every key has a default; unknown keys are errors.
+//!
+//! Fields and their comments are the specification that the world follows. Whatever a plan leaves to chance (who arrives
+//! when, who holds what, who lies) is a function of the plan and its seed, and is worked out here.
 
-use std::{fmt, str::FromStr, time::Duration};
+mod arrivals;
+mod built_in;
+mod compat;
+mod dht;
+mod fault;
+mod liars;
+mod limits;
+mod settings;
+#[cfg(test)]
+mod tests;
+mod topology;
+mod trouble;
+mod units;
 
-use serde::{Deserialize, Deserializer, de};
+use serde::Deserialize;
 use shoal_proto::{
     limits::Limits,
     units::{ByteSize, Rate},
 };
 
-/// The plans that come with the program: name and text.
-pub const PLANS: [(&str, &str); 6] = [
-    ("demo-8", include_str!("../plans/demo-8.toml")),
-    ("demo-12", include_str!("../plans/demo-12.toml")),
-    ("crowd-100", include_str!("../plans/crowd-100.toml")),
-    ("crowd-1000", include_str!("../plans/crowd-1000.toml")),
-    ("holder-killed", include_str!("../plans/holder-killed.toml")),
-    ("late-joiners", include_str!("../plans/late-joiners.toml")),
-];
+pub use arrivals::{Base, Late, Poisson};
+pub use built_in::PLANS;
+pub use compat::{Kill, Who};
+pub use dht::DhtPlan;
+pub use fault::{Disk, Fault, FaultKind, Victims, What};
+pub use liars::{Liars, Lie};
+pub use topology::{Site, Topology};
+pub use trouble::{Trouble, TroubleKind};
+pub use units::{Moment, Share, Span, Window};
 
 /// What a run is made of.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct Plan {
     /// One line for people.
-    #[serde(default)]
     pub about: String,
-    /// Nodes, each of which wants every layer.
+    /// Nodes, each of which wants every layer. Default: all hosts of the topology, or 100.
     pub nodes: usize,
     /// Size of each layer.
     pub layers: Vec<ByteSize>,
-    /// What a node sends at most.
+    /// What a node sends at most. Its transfers share it fairly, as flow-controlled streams do (max-min).
     pub link_up: Rate,
-    /// What a node takes in at most.
+    /// What a node takes in at most, from nodes and the origin together.
     pub link_down: Rate,
     /// What the origin sends at most, over all its connections.
     pub origin_rate: Rate,
-    /// What the origin sends at most over one connection.
-    #[serde(default)]
+    /// What the origin sends at most over one connection. Each request has a connection of its own.
     pub origin_connection_rate: Option<Rate>,
-    /// From a request to the origin to its answer's head.
-    #[serde(default = "origin_latency")]
+    /// From a request to the origin to the first byte of its answer.
     pub origin_latency: Span,
-    /// Round trip between any two nodes.
+    /// Times in which the origin misbehaves. Of several that hit one request, the first counts.
+    pub origin_trouble: Vec<Trouble>,
+    /// Zones and racks.
+    pub topology: Topology,
+    /// Round trip between nodes in one rack. A message takes half of it.
     pub rtt: Span,
-    /// From a question to the DHT to its answer; also from an announcement until others can find it.
-    #[serde(default = "locate")]
-    pub locate: Span,
-    /// Trackers that the DHT names for a digest.
-    #[serde(default = "trackers")]
-    pub trackers: usize,
-    /// How long the other side of a connection takes to notice that a node died; also a vain dial.
-    #[serde(default = "detect")]
-    pub detect: Span,
-    /// What a node hashes and writes in a second; nothing for infinitely much.
-    #[serde(default)]
+    /// Round trip between racks of a zone. Default: `rtt`.
+    pub zone_rtt: Option<Span>,
+    /// Round trip between zones. Default: `zone_rtt`.
+    pub far_rtt: Option<Span>,
+    /// How long a node's processor works on each message that it takes in (asks included), one after another: a message is
+    /// handled this long after it arrived and all before it were handled. Sending is counted in.
+    pub message_cost: Span,
+    /// Round trips until a new connection carries messages.
+    pub connect_trips: f64,
+    /// How long the processors of both ends work on a new connection, in the same queue as messages.
+    pub connect_cost: Span,
+    /// What a node verifies in a second; chunks wait for one another.
     pub verify_rate: Option<Rate>,
+    /// What a node writes in a second, after it was verified; chunks wait for one another. A chunk counts as there when
+    /// it is written. Default: no limit (the page cache takes it).
+    pub write_rate: Option<Rate>,
+    /// How long the other side of a connection takes to notice that a node died; also a vain dial.
+    pub detect: Span,
+    /// The DHT.
+    pub dht: DhtPlan,
     /// Whether every wanted layer has a local reader that starts at its first byte and takes all that is there.
-    #[serde(default = "yes")]
     pub readers: bool,
     /// The nodes' first wishes are spread evenly at random over this time.
-    #[serde(default)]
     pub jitter: Span,
-    /// Nodes that come later.
-    #[serde(default)]
+    /// The nodes' first wishes come one after another, at random.
+    pub poisson: Option<Poisson>,
+    /// Groups of nodes that come later.
     pub late: Vec<Late>,
-    /// Nodes that die.
-    #[serde(default)]
+    /// Layers that some nodes hold from the start.
+    pub base: Vec<Base>,
+    /// A wish that failed is made again after this time, as a kubelet does. It counts as unmet only if it is not met in the
+    /// end.
+    pub retry: Span,
+    /// What befalls nodes. Faults of the same moment come in the order of this list.
+    pub faults: Vec<Fault>,
+    /// Crashes of one node, as the world still reads them.
+    #[serde(skip)]
     pub kill: Vec<Kill>,
+    /// Nodes that lie.
+    pub liars: Option<Liars>,
     /// The run ends here at the latest.
-    #[serde(default = "limit")]
     pub limit: Span,
     /// Seed of all chance.
-    #[serde(default)]
     pub seed: u64,
     /// Limits of the machines that differ from their defaults.
-    #[serde(default)]
     pub limits: toml::Table,
 }
-
-/// The last `nodes` nodes (before earlier such groups) begin at a later time.
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Late {
-    /// How many.
-    pub nodes: usize,
-    /// When.
-    pub at: Span,
-}
-
-/// A node dies.
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Kill {
-    /// Which.
-    pub who: Who,
-    /// When.
-    pub at: Moment,
-}
-
-/// Which node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Who {
-    /// By its number.
-    Node(usize),
-    /// Whoever streams the largest unfinished layer from the origin.
-    LeaseHolder,
-}
-
-/// When something happens.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Moment {
-    /// After the start.
-    After(Span),
-    /// When the origin has sent this share of all layers (0 to 1).
-    Progress(f64),
-}
-
-/// A time span, written with its unit: `0.2ms`, `5s`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub struct Span(pub Duration);
 
 /// Why a plan is not one.
 #[derive(Debug, thiserror::Error)]
@@ -132,12 +119,52 @@ pub enum PlanError {
     /// Not TOML, an unknown key, or a value of the wrong kind.
     #[error("not a plan: {0}")]
     Format(#[from] toml::de::Error),
-    /// `--set` without `key=value`.
-    #[error("{0:?} sets nothing: write key=value")]
+    /// `--set` without `key=value`, or with a key that cannot be.
+    #[error("cannot set {0:?}: write key=value, keys of tables as in dht.table=0, of lists as in faults.0.at=0.3")]
     Setting(String),
     /// A value outside its limits.
     #[error("the plan cannot be run: {0}")]
     Value(String),
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        const TEN_GBIT: Rate = Rate(1_250_000_000);
+        Self {
+            about: String::new(),
+            nodes: 100,
+            layers: vec![ByteSize(1 << 30)],
+            link_up: TEN_GBIT,
+            link_down: TEN_GBIT,
+            origin_rate: TEN_GBIT,
+            origin_connection_rate: None,
+            origin_latency: Span::millis(10),
+            origin_trouble: Vec::new(),
+            topology: Topology::default(),
+            rtt: Span(std::time::Duration::from_micros(200)),
+            zone_rtt: None,
+            far_rtt: None,
+            message_cost: Span(std::time::Duration::from_micros(2)),
+            connect_trips: 1.5,
+            connect_cost: Span(std::time::Duration::from_micros(300)),
+            verify_rate: Some(Rate(4_000_000_000)),
+            write_rate: None,
+            detect: Span::millis(3000),
+            dht: DhtPlan::default(),
+            readers: true,
+            jitter: Span::default(),
+            poisson: None,
+            late: Vec::new(),
+            base: Vec::new(),
+            retry: Span::millis(5000),
+            faults: Vec::new(),
+            kill: Vec::new(),
+            liars: None,
+            limit: Span::millis(600_000),
+            seed: 0,
+            limits: toml::Table::new(),
+        }
+    }
 }
 
 impl Plan {
@@ -163,27 +190,62 @@ impl Plan {
     /// # Errors
     /// Whatever [`PlanError`] says.
     pub fn parse(text: &str, settings: &[String]) -> Result<Self, PlanError> {
+        // From the text itself, so that an error shows the line.
+        let mut plan: Self = toml::from_str(text)?;
         let mut table: toml::Table = text.parse()?;
-        for setting in settings {
-            set(&mut table, setting)?;
+        if !settings.is_empty() {
+            for setting in settings {
+                settings::set(&mut table, setting)?;
+            }
+            plan = table.clone().try_into()?;
         }
-        let plan: Self = table.try_into()?;
+        if let Some(hosts) = plan.topology.all_hosts().filter(|_| !table.contains_key("nodes")) {
+            plan.nodes = hosts;
+        }
+        plan.kill = plan.kills();
         plan.check()?;
         Ok(plan)
     }
 
-    fn check(&self) -> Result<(), PlanError> {
+    /// Whether the plan can be run. A plan that was parsed was checked.
+    ///
+    /// # Errors
+    /// [`PlanError::Value`] names the key and says what must hold.
+    pub fn check(&self) -> Result<(), PlanError> {
         let late: usize = self.late.iter().map(|late| late.nodes).sum();
+        let place = &self.topology;
         let rules = [
             (self.nodes >= 1 && self.nodes <= 100_000, "nodes: 1 to 100000"),
-            (!self.layers.is_empty(), "layers: at least one"),
-            (self.trackers >= 1, "trackers: at least one"),
+            (!self.layers.is_empty() && self.layers.len() <= 1000, "layers: 1 to 1000"),
+            (self.dht.trackers >= 1, "dht.trackers: at least one"),
+            (self.dht.outages.iter().all(Window::is_sound), "dht.outages: `to` must come after `from`"),
             (late <= self.nodes, "late: more nodes than there are"),
-            (self.kill.iter().all(|kill| kill.at.is_sound()), "kill.at: a time, or a share of 0 to 1"),
-            (self.kill.iter().all(|kill| kill.who.is_below(self.nodes)), "kill.who: no such node"),
+            (self.base.iter().all(|base| base.layer < self.layers.len()), "base.layer: no such layer (the first is 0)"),
+            (place.zones >= 1 && place.racks >= 1, "topology: at least one zone and one rack"),
+            (place.zones.saturating_mul(place.racks) <= 100_000, "topology: 100000 racks at most"),
+            (
+                place.oversubscription.is_finite() && place.oversubscription >= 1.0,
+                "topology.oversubscription: at least 1",
+            ),
+            (place.all_hosts().is_none_or(|hosts| self.nodes <= hosts), "nodes: more than the topology has hosts"),
+            (self.poisson.is_none() || self.jitter == Span::default(), "jitter and poisson: only one of them"),
+            (self.connect_trips >= 0.0 && self.connect_trips <= 10.0, "connect_trips: 0 to 10"),
+            (self.retry > Span::default(), "retry: more than 0"),
         ];
         if let Some((_, rule)) = rules.iter().find(|(holds, _)| !holds) {
             return Err(PlanError::Value((*rule).to_owned()));
+        }
+        let parts = self.faults.iter().enumerate().map(|(at, fault)| (format!("faults.{at}"), fault.check(self)));
+        let parts = parts.chain(
+            self.origin_trouble
+                .iter()
+                .enumerate()
+                .map(|(at, trouble)| (format!("origin_trouble.{at}"), trouble.check())),
+        );
+        let parts = parts.chain(self.liars.iter().map(|liars| ("liars".to_owned(), liars.check())));
+        let mut parts = parts.chain(self.poisson.iter().map(|poisson| ("poisson".to_owned(), poisson.check())));
+        if let Some((key, Err(rule))) = parts.find(|(_, result)| result.is_err()) {
+            return Err(PlanError::Value(format!("{key}: {rule}")));
         }
         self.limits()?.check().map_err(|rule| PlanError::Value(format!("limits: {rule} does not hold")))
     }
@@ -195,7 +257,8 @@ impl Plan {
     pub fn limits(&self) -> Result<Limits, PlanError> {
         let mut limits = Limits::default();
         for (name, value) in &self.limits {
-            set_limit(&mut limits, name, value).map_err(|what| PlanError::Value(format!("limits.{name}: {what}")))?;
+            limits::set_limit(&mut limits, name, value)
+                .map_err(|what| PlanError::Value(format!("limits.{name}: {what}")))?;
         }
         Ok(limits)
     }
@@ -204,267 +267,5 @@ impl Plan {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.layers.iter().map(|layer| layer.bytes()).sum()
-    }
-}
-
-fn set(table: &mut toml::Table, setting: &str) -> Result<(), PlanError> {
-    let malformed = || PlanError::Setting(setting.to_owned());
-    let (key, value) = setting.split_once('=').ok_or_else(malformed)?;
-    let value = format!("value = {value}")
-        .parse::<toml::Table>()
-        .ok()
-        .and_then(|mut table| table.remove("value"))
-        .unwrap_or_else(|| toml::Value::String(value.to_owned()));
-    let mut table = table;
-    let mut key = key;
-    while let Some((outer, inner)) = key.split_once('.') {
-        let entry = table.entry(outer).or_insert_with(|| toml::Value::Table(toml::Table::new()));
-        table = entry.as_table_mut().ok_or_else(malformed)?;
-        key = inner;
-    }
-    table.insert(key.to_owned(), value);
-    Ok(())
-}
-
-/// Something a limit can be set from.
-trait Setting: Sized {
-    fn from_toml(value: &toml::Value) -> Option<Self>;
-}
-
-macro_rules! setting_by_integer {
-    ($($kind:ty),*) => {
-        $(impl Setting for $kind {
-            fn from_toml(value: &toml::Value) -> Option<Self> {
-                value.as_integer().and_then(|value| value.try_into().ok())
-            }
-        })*
-    };
-}
-
-setting_by_integer!(usize, u64, u32, u8);
-
-impl Setting for Duration {
-    fn from_toml(value: &toml::Value) -> Option<Self> {
-        value.as_str().and_then(|value| value.parse().ok()).map(|Span(span)| span)
-    }
-}
-
-fn set_limit(limits: &mut Limits, name: &str, value: &toml::Value) -> Result<(), &'static str> {
-    macro_rules! by_name {
-        ($($field:ident),* $(,)?) => {
-            match name {
-                $(stringify!($field) => {
-                    limits.$field = Setting::from_toml(value).ok_or("a whole number, or a time like \"5ms\"")?;
-                    Ok(())
-                })*
-                _ => Err("no such limit"),
-            }
-        };
-    }
-    by_name!(
-        neighbours_max,
-        remotes_max,
-        pulls_max,
-        node_pulls_max,
-        pull_bytes_max,
-        pulls_per_peer_max,
-        uploads_max,
-        asks_waiting_max,
-        releases_max,
-        releases_per_peer_max,
-        release_timeout,
-        release_chunks_min,
-        urgent_chunks,
-        urgent_pulls_max,
-        endgame_chunks,
-        pull_timeout_min,
-        got_delay,
-        got_delay_common,
-        sign_delay,
-        sign_states,
-        pull_timeout_first,
-        retry_after_max,
-        starved_patience,
-        strikes_max,
-        join_timeout,
-        trackers_max,
-        heartbeat,
-        lease_heartbeat,
-        lease_timeout,
-        lease_stall,
-        lease_trial,
-        lease_trial_max,
-        lease_handover,
-        holders_patience,
-        fallback_window,
-        stall_timeout,
-        origin_tries,
-        origin_backoff,
-        held_idle,
-        fetches_max,
-        sample,
-        sample_more,
-        members_max,
-        tracked_max,
-        joins_per_peer_max,
-        zones_max,
-        member_timeout,
-        complete_timeout,
-    )
-}
-
-impl Moment {
-    fn is_sound(self) -> bool {
-        match self {
-            Self::After(_) => true,
-            Self::Progress(share) => (0.0..=1.0).contains(&share),
-        }
-    }
-}
-
-impl Who {
-    const fn is_below(self, nodes: usize) -> bool {
-        match self {
-            Self::Node(node) => node < nodes,
-            Self::LeaseHolder => true,
-        }
-    }
-}
-
-impl FromStr for Span {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        const UNITS: [(&str, f64); 5] = [("ns", 1e-9), ("us", 1e-6), ("ms", 1e-3), ("min", 60.0), ("s", 1.0)];
-        let malformed = || format!("{text:?} is not a time: write a number with one of ns, us, ms, s, min");
-        let (number, unit) = UNITS
-            .iter()
-            .find_map(|(name, unit)| text.trim().strip_suffix(name).map(|number| (number, unit)))
-            .ok_or_else(malformed)?;
-        let number: f64 = number.trim().parse().map_err(|_| malformed())?;
-        Duration::try_from_secs_f64(number * unit).map(Self).map_err(|_| malformed())
-    }
-}
-
-impl<'de> Deserialize<'de> for Span {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
-    }
-}
-
-impl<'de> Deserialize<'de> for Moment {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl de::Visitor<'_> for Visitor {
-            type Value = Moment;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a time like \"3s\", or a share like 0.5")
-            }
-
-            fn visit_f64<E: de::Error>(self, share: f64) -> Result<Moment, E> {
-                Ok(Moment::Progress(share))
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Moment, E> {
-                text.parse().map(Moment::After).map_err(E::custom)
-            }
-        }
-        deserializer.deserialize_any(Visitor)
-    }
-}
-
-impl<'de> Deserialize<'de> for Who {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl de::Visitor<'_> for Visitor {
-            type Value = Who;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a node's number, or \"lease-holder\"")
-            }
-
-            fn visit_i64<E: de::Error>(self, node: i64) -> Result<Who, E> {
-                usize::try_from(node).map(Who::Node).map_err(E::custom)
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Who, E> {
-                if text == "lease-holder" {
-                    Ok(Who::LeaseHolder)
-                } else {
-                    Err(E::invalid_value(de::Unexpected::Str(text), &self))
-                }
-            }
-        }
-        deserializer.deserialize_any(Visitor)
-    }
-}
-
-const fn origin_latency() -> Span {
-    Span(Duration::from_millis(10))
-}
-
-const fn locate() -> Span {
-    Span(Duration::from_millis(2))
-}
-
-const fn trackers() -> usize {
-    8
-}
-
-const fn detect() -> Span {
-    Span(Duration::from_secs(3))
-}
-
-const fn yes() -> bool {
-    true
-}
-
-const fn limit() -> Span {
-    Span(Duration::from_secs(600))
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "tests")]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_plan_of_the_program_can_be_run() {
-        for (name, _) in PLANS {
-            let plan = Plan::load(name, &[]).unwrap();
-            assert!(!plan.about.is_empty(), "{name}");
-        }
-    }
-
-    #[test]
-    fn unknown_keys_and_impossible_values_are_refused() {
-        for setting in [
-            "link_upp=1MB/s",
-            "link_up=fast",
-            "rtt=5",
-            "nodes=0",
-            "layers=[]",
-            "limits.pulls=3",
-            "limits.pulls_max=many",
-            "limits.lease_timeout=1ms",
-            "kill=[{ who = 99, at = \"1s\" }]",
-            "kill=[{ who = \"nobody\", at = \"1s\" }]",
-            "kill=[{ who = 1, at = 1.5 }]",
-            "nodes",
-        ] {
-            assert!(Plan::load("demo-8", &[setting.to_owned()]).is_err(), "{setting}");
-        }
-        assert!(matches!(Plan::load("nothing", &[]), Err(PlanError::Unknown(_))));
-    }
-
-    #[test]
-    fn settings_take_the_place_of_what_the_plan_says() {
-        let settings =
-            ["nodes=3", "rtt=7ms", "limits.pulls_max=9", "limits.got_delay=1ms", "seed=5"].map(str::to_owned);
-        let plan = Plan::load("demo-8", &settings).unwrap();
-        assert_eq!((plan.nodes, plan.rtt.0, plan.seed), (3, Duration::from_millis(7), 5));
-        let limits = plan.limits().unwrap();
-        assert_eq!((limits.pulls_max, limits.got_delay), (9, Duration::from_millis(1)));
     }
 }

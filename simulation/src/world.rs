@@ -70,9 +70,6 @@ pub struct World {
     pub(crate) checks: Checks,
     tally: Tally,
     trace: u64,
-    bound: Duration,
-    /// How long a bin of the timeline is.
-    bin_nanos: u64,
     half_trip: Duration,
     /// Room for the machines' orders, used again at each turn.
     orders: Vec<Output>,
@@ -216,10 +213,14 @@ impl World {
         match event {
             Event::Swarm(node, input) => {
                 self.note(1, node, kind(&input));
+                if matches!(input, Input::Received { .. }) {
+                    self.tally.load.message(node, self.now);
+                }
                 self.swarm(node, input);
             }
             Event::Tracker(node, input) => {
                 self.note(2, node, 0);
+                self.tally.load.message(node, self.now);
                 self.tracker(node, input);
             }
             Event::Begin(node) => {

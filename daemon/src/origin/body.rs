@@ -3,6 +3,7 @@
 use std::{collections::VecDeque, fmt, sync::Arc, time::Duration};
 
 use bytes::{Buf, Bytes};
+use futures_util::future::join_all;
 use prometheus_client::metrics::counter::Counter;
 use reqwest::Response;
 use tokio::time::timeout;
@@ -11,6 +12,9 @@ use crate::{
     origin::{OriginError, error::describe},
     rate::Bucket,
 };
+
+/// Bytes that wait for the caps at once. A caller that gives up meanwhile pays for them again.
+const PART_BYTES: usize = 64 * 1024;
 
 /// An open body of content from the origin.
 ///
@@ -32,7 +36,7 @@ pub struct Body {
     pub(super) held: Option<Held>,
 }
 
-/// A piece that arrived, and how many of the caps have let it pass.
+/// A piece that arrived, and how many of its bytes the caps have let pass.
 pub(super) struct Held {
     piece: Bytes,
     passed: usize,
@@ -87,9 +91,12 @@ impl Body {
             self.held = arrived.map(|piece| Held { piece, passed: 0 });
         }
         if let Some(held) = &mut self.held {
-            while let Some(limit) = self.limits.get(held.passed) {
-                limit.take(held.piece.len() as u64).await;
-                held.passed += 1;
+            while held.passed < held.piece.len() {
+                let part = (held.piece.len() - held.passed).min(PART_BYTES);
+                // At all caps at once: one after the other, the wait at each would be time that the others do not save up.
+                // Ahead of what comes from peers: everybody waits for the bytes that only the origin has.
+                join_all(self.limits.iter().map(|limit| limit.take_first(part as u64))).await;
+                held.passed += part;
             }
         }
         Ok(self.held.take().map(|held| held.piece))

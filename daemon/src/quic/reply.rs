@@ -1,6 +1,9 @@
 //! The answering side of a chunk stream.
 
+use std::{pin::pin, task::Poll};
+
 use bytes::Bytes;
+use futures_util::poll;
 use quinn::{ConnectionError, SendStream, StoppedError, WriteError};
 use shoal_proto::wire::Answer;
 use tokio::time::{Duration, timeout};
@@ -11,7 +14,7 @@ use super::{
 };
 use crate::rate::Bucket;
 
-/// Bytes that are paid for at once under an upload cap: small, so that concurrent answers share it evenly.
+/// Bytes that are paid for and written at once under an upload cap: small, so that a chunk leaves as a stream, not as a bang.
 const PIECE_BYTES: usize = 64 * 1024;
 
 /// Answers one request of a peer. Dropped unanswered, it resets the stream, which the peer sees as a broken link.
@@ -83,16 +86,39 @@ impl Reply {
 
     async fn send_all(&mut self, mut chunks: Vec<Bytes>) -> Result<(), ReplyError> {
         chunks.insert(0, byte(Answer::Bytes));
-        if self.upload.is_limited() {
-            for mut chunk in chunks {
-                while !chunk.is_empty() {
-                    let piece = chunk.split_to(PIECE_BYTES.min(chunk.len()));
-                    self.pay(piece.len() as u64).await?;
-                    self.write(&mut [piece]).await?;
+        if self.upload.is_limited() { self.send_capped(chunks).await } else { self.write(&mut chunks).await }
+    }
+
+    /// Answers take turns at the upload cap, one chunk after the other: if all shared it evenly, all would be whole, and could
+    /// go on to the next peer, only when the last one is. One whose peer does not take its bytes lets the others go on.
+    async fn send_capped(&mut self, chunks: Vec<Bytes>) -> Result<(), ReplyError> {
+        let upload = self.upload.clone();
+        let mut turn = None;
+        for mut chunk in chunks {
+            while !chunk.is_empty() {
+                let piece = chunk.split_to(PIECE_BYTES.min(chunk.len()));
+                let paid = async {
+                    let turn = match turn.take() {
+                        Some(turn) => turn,
+                        None => upload.turn().await,
+                    };
+                    turn.take(piece.len() as u64).await;
+                    turn
+                };
+                let paid = self.unless_given_up(paid).await?;
+                let mut piece = [piece];
+                let mut writing = pin!(self.write(&mut piece));
+                match poll!(&mut writing) {
+                    Poll::Ready(written) => {
+                        written?;
+                        turn = Some(paid);
+                    }
+                    Poll::Pending => {
+                        drop(paid);
+                        writing.await?;
+                    }
                 }
             }
-        } else {
-            self.write(&mut chunks).await?;
         }
         Ok(())
     }
@@ -103,11 +129,11 @@ impl Reply {
         self.stream.stopped().await.ok();
     }
 
-    /// Waits for the upload cap, unless the peer gives up meanwhile.
-    async fn pay(&self, bytes: u64) -> Result<(), ReplyError> {
+    /// Waits, unless the peer gives up meanwhile.
+    async fn unless_given_up<T>(&self, wait: impl Future<Output = T>) -> Result<T, ReplyError> {
         tokio::select! {
             biased;
-            () = self.upload.take(bytes) => Ok(()),
+            done = wait => Ok(done),
             stopped = self.stream.stopped() => Err(match stopped {
                 Ok(_) => ReplyError::GivenUp,
                 Err(StoppedError::ConnectionLost(error)) => ReplyError::Lost(error),

@@ -58,6 +58,8 @@ impl Tls {
             aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384,
             aws_lc_rs::cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
         ];
+        // The library gathers entropy at its first use, for some 30 ms: now, not at the first handshake of a rollout.
+        provider.secure_random.fill(&mut [0; 32]).map_err(rustls::Error::from)?;
         // Not checked against its key: the libp2p extension is critical and unknown to webpki, which would refuse it.
         let certificate = CertifiedKey::new(vec![certificate], key);
         Ok(Self { provider: Arc::new(provider), certificate: Arc::new(SingleCertAndKey::from(certificate)) })

@@ -125,7 +125,8 @@ impl Fetch {
     fn pull_fresh(&mut self, cx: &mut Context<'_>) {
         loop {
             let Some(content) = &mut self.content else { return };
-            if content.fresh.is_empty() || content.pulls.len() >= content.pulls_max(cx.limits) * 2 {
+            let most = if cx.links.pace.is_streaming() { cx.pulls_max() } else { cx.limits.node_pulls_max * 2 };
+            if content.fresh.is_empty() || cx.links.pulls >= most {
                 return;
             }
             let end = content.verifiable_end();
@@ -189,6 +190,7 @@ impl Fetch {
             Verdict::Good => {
                 if let Some(content) = &mut self.content {
                     content.note_time(took);
+                    cx.links.pace.pulled(content.layout().len(pull.chunk), took);
                 }
                 self.arrived(cx, pull.chunk);
                 self.show(cx, pull.chunk, Some(pull.peer));

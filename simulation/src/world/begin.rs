@@ -2,19 +2,17 @@
 
 use std::time::Duration;
 
-use rand::{RngExt, SeedableRng};
-use rand_pcg::Pcg64Mcg;
-use shoal_proto::{time::Time, units::Rate};
+use shoal_proto::time::Time;
 
 use super::{Event, LOOK, Queue, Slab, Tally, World};
 use crate::{
+    bound::{Fate, bound},
     check::Checks,
     dht::Dht,
     net::{Net, Soonest},
     node::{Blob, Node, mix},
     origin::Origin,
     plan::{Moment, Plan, PlanError},
-    report::BINS,
 };
 
 impl World {
@@ -62,29 +60,18 @@ impl World {
             kills: plan.kill.clone(),
             uploads_max: limits.uploads_max,
             checks: Checks::default(),
-            tally: Tally::default(),
+            tally: Tally::new(plan, Duration::from_secs_f64(bound(plan, &Fate::planned(plan)).last)),
             trace: mix(plan.seed, plan.nodes as u64),
-            bound: Duration::ZERO,
-            bin_nanos: 1,
             half_trip,
             orders: Vec::new(),
             sends: Vec::new(),
         };
-        world.begin(seed);
+        world.begin();
         Ok(world)
     }
 
-    fn begin(&mut self, seed: u64) {
-        let mut rng = Pcg64Mcg::seed_from_u64(seed);
-        let mut late: Vec<Duration> = Vec::new();
-        for group in &self.plan.late {
-            late.extend(std::iter::repeat_n(group.at.0, group.nodes));
-        }
-        for at in 0..self.nodes.len() {
-            let wait = match late.get(self.nodes.len() - 1 - at) {
-                Some(wait) => *wait,
-                None => self.plan.jitter.0.mul_f64(rng.random()),
-            };
+    fn begin(&mut self) {
+        for (at, wait) in self.plan.starts().into_iter().enumerate() {
             self.nodes[at].begins = Time::ZERO + wait;
             self.push(wait, Event::Begin(at));
         }
@@ -94,20 +81,5 @@ impl World {
                 Moment::Progress(_) => self.kills.push(kill),
             }
         }
-        self.bound = self.lower_bound();
-        self.bin_nanos = (self.bound.as_nanos() as u64 / BINS as u64).max(1);
-    }
-
-    /// When the last node can be done at best (Kumar and Ross; a late node needs the time that its downlink takes).
-    fn lower_bound(&self) -> Duration {
-        let bytes = self.plan.bytes() as f64;
-        let rate = |rate: Rate| rate.bytes_per_second() as f64;
-        let nodes = self.nodes.len() as f64;
-        let (origin, up, down) = (rate(self.plan.origin_rate), rate(self.plan.link_up), rate(self.plan.link_down));
-        let begins = || self.nodes.iter().map(|node| node.begins.since(Time::ZERO).as_secs_f64());
-        let first = begins().fold(f64::INFINITY, f64::min);
-        let last = begins().fold(0.0, f64::max);
-        let bounds = [first + bytes / origin, last + bytes / down, first + nodes * bytes / (origin + nodes * up)];
-        Duration::from_secs_f64(bounds.into_iter().fold(0.0, f64::max))
     }
 }

@@ -43,6 +43,7 @@ impl World {
                     .rule(before.is_none_or(|before| before == self.blobs[blob].state(from)), || format!("node {node} streams from a false state"));
                 self.origin.request(node, run, blob, from, until, before.is_none());
                 self.nodes[node].streams += 1;
+                self.tally.fetchers_max = self.tally.fetchers_max.max(self.origin.fetchers());
                 self.push(self.plan.origin_latency.0, Event::Streaming(node, run));
             }
             Output::StopOrigin { run, .. } => self.stop_stream(node, run),

@@ -65,6 +65,7 @@ impl World {
         let bin = self.bin();
         bin.down += bytes;
         bin.origin += bytes;
+        self.tally.zones[self.plan.topology.site(node).zone].origin += bytes;
         self.swarm(node, Input::OriginProgress { digest, run, bytes: so_far });
         self.swarm(node, Input::OriginChunk { digest, run, chunk, end: link_end });
         if end {

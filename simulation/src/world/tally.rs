@@ -1,8 +1,14 @@
 //! What is counted while the world runs.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use shoal_proto::wire::Message;
+
+use crate::{
+    plan::{Plan, Site},
+    report::Traffic,
+    timeline::{Load, Timeline},
+};
 
 /// Declares what is counted, and its names in reports.
 macro_rules! counts {
@@ -40,14 +46,6 @@ counts! {
     Untracked "untracked",
 }
 
-/// Bytes moved in a part of the time.
-#[derive(Debug, Default, Clone, Copy)]
-pub(crate) struct Bin {
-    pub(crate) down: u64,
-    pub(crate) origin: u64,
-    pub(crate) holders_up: u64,
-}
-
 /// What is counted while the world runs.
 #[derive(Debug)]
 pub(crate) struct Tally {
@@ -56,23 +54,42 @@ pub(crate) struct Tally {
     pub(crate) control_bytes: u64,
     pub(crate) useful_bytes: u64,
     pub(crate) wasted_bytes: u64,
-    pub(crate) bins: Vec<Bin>,
+    /// Nodes that fetched from the origin at one time, at most.
+    pub(crate) fetchers_max: u64,
+    pub(crate) timeline: Timeline,
+    pub(crate) load: Load,
+    /// By zone of the receiver.
+    pub(crate) zones: Vec<Traffic>,
 }
 
-impl Default for Tally {
-    fn default() -> Self {
+impl Tally {
+    /// For so many nodes, and runs that take about so long.
+    pub(crate) fn new(plan: &Plan, expected: Duration) -> Self {
         Self {
             counts: [0; NAMES.len()],
             events: 0,
             control_bytes: 0,
             useful_bytes: 0,
             wasted_bytes: 0,
-            bins: Vec::new(),
+            fetchers_max: 0,
+            timeline: Timeline::new(expected),
+            load: Load::new(plan.nodes),
+            zones: vec![Traffic::default(); plan.topology.zones],
         }
     }
-}
 
-impl Tally {
+    /// Bytes went from node to node.
+    pub(crate) fn moved(&mut self, from: Site, to: Site, bytes: u64) {
+        let zone = &mut self.zones[to.zone];
+        *(if from.rack == to.rack {
+            &mut zone.rack
+        } else if from.zone == to.zone {
+            &mut zone.zone
+        } else {
+            &mut zone.far
+        }) += bytes;
+    }
+
     pub(crate) const fn count(&mut self, what: Count) {
         self.counts[what as usize] += 1;
     }
@@ -81,13 +98,6 @@ impl Tally {
     pub(crate) fn counts(&self) -> BTreeMap<String, u64> {
         let named = NAMES.iter().zip(self.counts);
         named.filter(|(_, count)| *count > 0).map(|(name, count)| ((*name).to_owned(), count)).collect()
-    }
-
-    pub(crate) fn bin(&mut self, bin: usize) -> &mut Bin {
-        if self.bins.len() <= bin {
-            self.bins.resize(bin + 1, Bin::default());
-        }
-        &mut self.bins[bin]
     }
 }
 

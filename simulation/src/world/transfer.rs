@@ -11,14 +11,11 @@ use shoal_proto::{
     wire::Answer,
 };
 
-use super::{
-    Ask, Carrier, Event, Stage, World,
-    tally::{Bin, Count},
-};
+use super::{Ask, Carrier, Event, Stage, World, tally::Count};
 use crate::{
     net::{FlowId, Path},
     node::number,
-    report::BINS,
+    timeline::Moved,
 };
 
 impl World {
@@ -54,6 +51,7 @@ impl World {
         ask.stage = Stage::Waiting;
         let Ask { receiver, sender, blob, chunk, .. } = *ask;
         self.note(6, sender, u64::from(chunk.0));
+        self.tally.load.message(sender, self.now);
         let (digest, peer) = (self.blobs[blob].digest, self.nodes[receiver].peer);
         self.swarm(sender, Input::Asked { ask: id, peer, digest, chunk });
     }
@@ -161,7 +159,7 @@ impl World {
 
     pub(super) fn answered(&mut self, id: AskId, verdict: Verdict) {
         let Some(ask) = self.asks.remove(id.0) else { return };
-        let Ask { receiver, blob, chunk, pull, .. } = ask;
+        let Ask { receiver, sender, blob, chunk, pull, .. } = ask;
         self.note(7, receiver, u64::from(chunk.0) << 8 | verdict as u64);
         let bytes = self.blobs[blob].layout.len(chunk);
         let wanted = self.nodes[receiver].close_pull(pull).is_some();
@@ -169,6 +167,8 @@ impl World {
             let new = wanted && self.nodes[receiver].holdings[blob].have.insert(chunk);
             *(if new { &mut self.tally.useful_bytes } else { &mut self.tally.wasted_bytes }) += bytes;
             self.bin().down += bytes;
+            let place = &self.plan.topology;
+            self.tally.moved(place.site(sender), place.site(receiver), bytes);
         }
         if wanted {
             let digest = self.blobs[blob].digest;
@@ -176,8 +176,8 @@ impl World {
         }
     }
 
-    pub(super) fn bin(&mut self) -> &mut Bin {
-        self.tally.bin(((self.now.as_nanos() / self.bin_nanos) as usize).min(BINS))
+    pub(super) fn bin(&mut self) -> &mut Moved {
+        self.tally.timeline.now(self.now)
     }
 
     pub(super) fn cancel(&mut self, node: usize, pull: PullId) {
