@@ -378,3 +378,6 @@ fn fallback_wait(cx: &mut Context<'_>) -> Duration {
     let share = (uniform * STEEPNESS.exp_m1()).ln_1p() / STEEPNESS;
     cx.limits.fallback_window.mul_f64(share.clamp(0.0, 1.0))
 }
+
+#[cfg(test)]
+mod tests;
