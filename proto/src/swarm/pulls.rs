@@ -195,6 +195,10 @@ impl Fetch {
                 self.arrived(cx, pull.chunk);
                 self.show(cx, pull.chunk, Some(pull.peer));
                 self.check_complete(cx);
+                // Its slot is free at this moment; another peer's may not be.
+                if self.is_fetching() {
+                    self.pull_from(cx, pull.peer);
+                }
             }
             Verdict::Corrupt => self.corrupt(cx, pull),
             Verdict::Missing => self.unlist(pull.peer, pull.chunk),
