@@ -65,7 +65,12 @@ impl Cluster {
         let report = match lease {
             Some(_) if self.asked && !self.deaf => plain,
             Some(grant) => {
-                let held = Held { epoch: grant.epoch, scope: grant.scope, bytes: 1 + (u64::from(have) << 20), left: self.left };
+                let held = Held {
+                    epoch: grant.epoch,
+                    scope: grant.scope,
+                    bytes: 1 + (u64::from(have) << 20),
+                    left: self.left,
+                };
                 Join { lease: Some(held), ..plain }
             }
             None => plain,
