@@ -24,6 +24,8 @@ const LONGER: u32 = 8;
 const SETTLED: Duration = Duration::from_millis(500);
 /// So many reports say how the others get on.
 const REPORTS: u32 = 3;
+/// Chunks that a tenure brings before it is judged, if it lasts no longer than trials may.
+const SAMPLE: u32 = 2;
 /// Holders that are remembered as tried.
 const TRIED_MAX: usize = 8;
 
@@ -209,7 +211,9 @@ impl Trial {
         if self.pause.is_some() && tenure.steady == tenure.first && since + pause / 2 <= report.at {
             tenure.steady = report;
         }
-        if since + pause > report.at {
+        let sparse =
+            tenure.last.have.saturating_sub(tenure.first.have) < SAMPLE && since + limits.lease_trial_max > report.at;
+        if since + pause > report.at || sparse {
             return Verdict::Stay;
         }
         let (holder, measure, worth) = (tenure.holder, tenure.measure(), tenure.is_worth_trials());

@@ -100,5 +100,6 @@ impl World {
         let sent = self.blobs[stream.blob].layout.len(stream.chunk).saturating_sub(left);
         self.origin.bytes[stream.blob] += sent;
         self.tally.wasted_bytes += sent;
+        self.tally.zones[self.plan.topology.site(node).zone].origin += sent;
     }
 }
