@@ -15,9 +15,9 @@ use crate::{
 
 /// A fetch that gets nothing for so long looks whether its tracker is alive. The first that joins becomes the lease
 /// holder, most often the tracker itself, so the two die together, long before the connection is found dead.
-const HUNGER: Duration = Duration::from_millis(500);
+const HUNGER: Duration = Duration::from_millis(300);
 /// A tracker that is connected and does not answer a heartbeat of a hungry fetch for so long is taken for dead.
-const SILENCE: Duration = Duration::from_millis(700);
+const SILENCE: Duration = Duration::from_millis(400);
 
 /// Where a fetch stands with its trackers.
 #[derive(Debug, Default)]

@@ -39,8 +39,9 @@ impl World {
             Output::CancelPull { pull } => self.cancel(node, pull),
             Output::PullOrigin { digest, run, from, until, before } => {
                 let blob = self.blob(&digest);
-                self.checks
-                    .rule(before.is_none_or(|before| before == self.blobs[blob].state(from)), || format!("node {node} streams from a false state"));
+                self.checks.rule(before.is_none_or(|before| before == self.blobs[blob].state(from)), || {
+                    format!("node {node} streams from a false state")
+                });
                 self.origin.request(node, run, blob, from, until, before.is_none());
                 self.nodes[node].streams += 1;
                 self.tally.fetchers_max = self.tally.fetchers_max.max(self.origin.fetchers());

@@ -91,9 +91,10 @@ impl World {
             LinkEnd::State(truth.state(chunk.next()))
         };
         let bytes = truth.layout.len(chunk) as f64;
-        let took = self.plan.verify_rate.map_or(Duration::ZERO, |rate| {
-            Duration::from_secs_f64(bytes / rate.bytes_per_second() as f64)
-        });
+        let took = self
+            .plan
+            .verify_rate
+            .map_or(Duration::ZERO, |rate| Duration::from_secs_f64(bytes / rate.bytes_per_second() as f64));
         self.push(took, Event::Swarm(node, Input::Hashed { digest, chunk, end: Some(end) }));
     }
 

@@ -87,7 +87,8 @@ fn an_announcement_counts_once_and_only_of_what_is_there() {
 
 /// Ten nodes, 16 MiB at 20 MB/s, so that all are done after about a second.
 fn small(text: &str) -> Plan {
-    let base = "nodes = 10\nlayers = [\"16MiB\"]\nlink_up = \"20MB/s\"\nlink_down = \"20MB/s\"\norigin_rate = \"20MB/s\"";
+    let base =
+        "nodes = 10\nlayers = [\"16MiB\"]\nlink_up = \"20MB/s\"\nlink_down = \"20MB/s\"\norigin_rate = \"20MB/s\"";
     let mut table: toml::Table = base.parse().unwrap();
     table.extend(text.parse::<toml::Table>().unwrap());
     Plan::parse(&table.to_string(), &[]).unwrap()
