@@ -307,13 +307,14 @@ impl Fetch {
         } else {
             named = named.div_ceil(3);
         }
-        for contact in peers.iter().take(named) {
-            self.meet(cx, *contact);
-        }
         match lease {
             Some(grant) if self.shut.is_none() || grant.scope == Scope::Zone => self.granted(cx, peer, grant),
             None if served && self.lease.as_ref().is_some_and(Lease::is_untracked) => self.drop_lease(cx),
             Some(_) | None => {}
+        }
+        // Behind the lease, since whoever imports has room for more.
+        for contact in peers.iter().take(named) {
+            self.meet(cx, *contact);
         }
     }
 
