@@ -310,8 +310,8 @@ impl World {
             Event::Tracker(node, input) => {
                 self.note(2, node, 0);
                 self.tally.load.message(node, self.now);
-                if let tracker::Input::Joined { contact: Contact { peer, .. }, .. }
-                | tracker::Input::Left { peer, .. } = &input
+                if let tracker::Input::Joined { contact: Contact { peer, .. }, .. } | tracker::Input::Left { peer, .. } =
+                    &input
                     && self.is_lost(node, *peer)
                 {
                     return;

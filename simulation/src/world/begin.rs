@@ -103,3 +103,33 @@ impl World {
         self.plan_outages();
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::world::tests::{ended, small};
+
+    #[test]
+    fn layers_that_some_hold_from_the_start_come_from_them() {
+        let report = ended("base = [{ layer = 0, share = 0.3 }]");
+        assert_eq!((report.unmet, report.origin_blob_gets), (Vec::new(), 0));
+        let late = ended("base = [{ layer = 0, share = 0.9 }]\nlate = [{ nodes = 10, at = \"100s\" }]");
+        assert_eq!((late.unmet, late.origin_blob_gets), (Vec::new(), 0));
+    }
+
+    #[test]
+    fn nobody_is_in_a_hurry_who_holds_all_from_the_start() {
+        let world = World::new(&small("base = [{ layer = 0 }]")).unwrap();
+        assert_eq!(world.unfinished, 0);
+        let report = world.run();
+        assert_eq!((report.unmet, report.max_s, report.origin_blob_gets), (Vec::new(), 0.0, 0));
+    }
+
+    #[test]
+    fn a_run_goes_on_until_its_faults_are_over() {
+        let report = ended("faults = [{ at = \"20s\", who = 3, kind = \"restart\", after = \"2s\", disk = \"lost\" }]");
+        assert_eq!((report.unmet, report.counts["restarts"]), (Vec::new(), 1));
+        assert!(report.max_s > 22.0, "{}", report.max_s);
+    }
+}

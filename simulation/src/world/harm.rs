@@ -166,3 +166,100 @@ impl World {
         holding.restored = (!have.is_empty()).then_some(Restored { size: layout.size(), segments, have });
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use shoal_proto::swarm::FetchError;
+
+    use super::*;
+    use crate::world::tests::{ended, small};
+
+    #[test]
+    fn a_slow_node_gets_its_layers_later_and_does_not_count() {
+        let slow = |what: &str| {
+            ended(&format!("faults = [{{ at = \"0s\", who = 3, kind = \"slow\", factor = 0.1, what = \"{what}\" }}]"))
+        };
+        for what in ["down", "disk", "both"] {
+            let report = slow(what);
+            assert_eq!(report.unmet, Vec::<String>::new());
+            assert!(report.slow_max_s > 8.0 && report.max_s < 4.0, "{what}: {report}");
+        }
+        let up = slow("up");
+        assert!(up.unmet.is_empty() && up.slow_max_s < 4.0, "{up}");
+    }
+
+    #[test]
+    fn slow_times_add_up_and_end() {
+        let mut world = World::new(&small(
+            "faults = [{ at = \"1s\", who = 3, kind = \"slow\", factor = 0.5, for = \"4s\" },\n\
+             { at = \"2s\", who = 3, kind = \"slow\", factor = 0.1, what = \"up\", for = \"2s\" }]",
+        ))
+        .unwrap();
+        let mut paces = vec![(1.0, 1.0)];
+        while world.step() {
+            let Pace { up, down, .. } = world.nodes[3].pace;
+            if paces.last() != Some(&(up, down)) {
+                paces.push((up, down));
+            }
+        }
+        assert_eq!(paces, [(1.0, 1.0), (0.5, 0.5), (0.05, 0.5), (0.5, 0.5), (1.0, 1.0)]);
+    }
+
+    const PARTED: &str = "topology = { zones = 2 }\nlayers = [\"32MiB\"]\nfaults = [{ at = 0.3, who = \"zone:1\", \
+                          kind = \"partition\", for = \"8s\" }]";
+
+    #[test]
+    fn nothing_crosses_a_partition_and_all_are_done_after_it() {
+        let mut world = World::new(&small(PARTED)).unwrap();
+        while world.cuts.is_empty() {
+            assert!(world.step());
+        }
+        let across = |world: &World| world.tally.zones.iter().map(|zone| zone.far).sum::<u64>();
+        let (far, mut connected) = (across(&world), true);
+        while !world.cuts.is_empty() {
+            assert_eq!(across(&world), far);
+            connected = world.nodes[0].connected.iter().any(|other| other % 2 == 1);
+            assert!(world.step());
+        }
+        assert!(!connected, "connections are given up");
+        let report = world.run();
+        assert_eq!(report.unmet, Vec::<String>::new());
+    }
+
+    #[test]
+    fn each_side_of_a_partition_goes_on_by_itself() {
+        let report = ended(&PARTED.replace("8s", "100s"));
+        assert_eq!(report.unmet, Vec::<String>::new());
+        // Each side has the origin.
+        assert!(report.max_s < 60.0 && report.origin_copies > 1.2 && report.origin_copies < 2.5, "{report}");
+    }
+
+    #[test]
+    fn a_partition_that_ends_before_anybody_noticed_harms_nobody() {
+        let report = ended(&PARTED.replace("8s", "0.5s"));
+        assert_eq!(report.unmet, Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_wish_that_failed_is_made_again_and_goes_on_from_there() {
+        let mut world = World::new(&small("retry = \"1s\"")).unwrap();
+        while world.nodes[3].holdings[0].arrived.len() < 5 {
+            assert!(world.step());
+        }
+        let digest = world.blobs[0].digest;
+        let why = FetchError::Forgotten;
+        world.swarm(3, shoal_proto::swarm::Input::Forgotten { digest });
+        if world.nodes[3].holdings[0].failed.is_none() {
+            world.obey(3, shoal_proto::swarm::Output::Failed { digest, why });
+        }
+        let failed = world.now;
+        assert!(!world.nodes[3].swarm.knows(&digest));
+        while !world.nodes[3].swarm.knows(&digest) {
+            assert!(world.step());
+        }
+        assert_eq!(world.now.since(failed), Duration::from_secs(1));
+        assert!(world.nodes[3].swarm.fetch(&digest).is_some_and(|view| view.have >= 5));
+        assert_eq!(world.run().unmet, Vec::<String>::new());
+    }
+}

@@ -114,3 +114,76 @@ impl World {
         self.swarm(node, Input::Held { digest, size, segments });
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::time::Duration;
+
+    use shoal_proto::wire::Message;
+
+    use crate::world::{
+        World,
+        tests::{ended, small},
+    };
+
+    fn world(text: &str) -> World {
+        World::new(&small(text)).unwrap()
+    }
+
+    /// When each of three messages that are sent at once is handled, in microseconds.
+    fn handled(text: &str) -> Vec<u64> {
+        let mut world = world(&format!("{text}\nlate = [{{ nodes = 10, at = \"5s\" }}]\nrtt = \"1ms\""));
+        let digest = world.blobs[0].digest;
+        for from in 1..4 {
+            world.nodes[from].connect(0);
+            world.send(from, 0, Message::Unknown { digest });
+        }
+        let mut times = Vec::new();
+        while times.len() < 3 {
+            let before = world.tally.events;
+            assert!(world.step());
+            if world.tally.events > before {
+                times.push(world.now.as_nanos() / 1000);
+            }
+        }
+        times
+    }
+
+    #[test]
+    fn messages_that_come_together_are_worked_on_one_after_another() {
+        assert_eq!(handled("message_cost = \"0s\""), [500, 500, 500]);
+        assert_eq!(handled("message_cost = \"20us\""), [520, 540, 560]);
+    }
+
+    #[test]
+    fn connections_are_worked_on_in_the_same_queue_as_messages() {
+        let mut world = world("connect_cost = \"3ms\"\nmessage_cost = \"1ms\"\nrtt = \"0ms\"");
+        assert_eq!([world.handshake(0), world.handshake(0)].map(|work| work.as_millis()), [3, 6]);
+        assert_eq!(world.handshake(1), Duration::from_millis(3));
+        assert_eq!(world.nodes[0].busy_until.as_nanos(), 6_000_000);
+    }
+
+    #[test]
+    fn a_rollout_with_costly_messages_and_connections_takes_longer() {
+        let (cheap, dear) = (ended("message_cost = \"0s\"\nconnect_cost = \"0s\""), ended("message_cost = \"1ms\""));
+        assert_eq!((cheap.unmet_count, dear.unmet_count), (0, 0));
+        assert!(dear.p50_s > cheap.p50_s, "{cheap}\n{dear}");
+        let slow = ended("message_cost = \"0s\"\nconnect_cost = \"200ms\"");
+        assert!(slow.p50_s > cheap.p50_s + 0.3, "{cheap}\n{slow}");
+    }
+
+    #[test]
+    fn chunks_wait_for_one_another_to_be_verified_and_written() {
+        let mut world = world("verify_rate = \"1MB/s\"\nwrite_rate = \"500kB/s\"");
+        let mut times = [0; 2];
+        for time in &mut times {
+            let verified = world.verified(0, Duration::from_millis(10), 100_000);
+            *time = world.written(0, verified, 100_000).as_millis();
+        }
+        assert_eq!(times, [310, 510]);
+        let (fast, slow) = (ended(""), ended("write_rate = \"5MB/s\""));
+        assert_eq!(slow.unmet, Vec::<String>::new());
+        assert!(slow.max_s > 16.0 / 5.0 && fast.max_s < slow.max_s / 2.0, "{fast}\n{slow}");
+    }
+}
