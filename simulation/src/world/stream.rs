@@ -52,6 +52,8 @@ impl World {
         stream.chunk = chunk.next();
         let (so_far, digest, last) = (stream.bytes, truth.digest, truth.layout.last());
         let end = chunk == last || stream.until == Some(chunk.next());
+        // It ends when its last chunk is written.
+        stream.flow = flow.filter(|_| !end);
         let link_end = if chunk == last { LinkEnd::Digest(digest) } else { LinkEnd::State(truth.state(chunk.next())) };
         let link_end = (!stream.raw).then_some(link_end);
         let next_bytes = if end { 0 } else { stream.comes(truth.layout.len(chunk.next())) };
@@ -124,5 +126,22 @@ impl World {
         let bin = self.bin();
         bin.down += sent;
         bin.origin += sent;
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use crate::world::{World, tests::small};
+
+    #[test]
+    fn a_stream_is_over_when_its_last_chunk_is_written() {
+        let mut world = World::new(&small("write_rate = \"10MB/s\"")).unwrap();
+        let mut most = 0;
+        while world.step() {
+            most = most.max(world.origin.streams.len());
+        }
+        assert!(most > 0 && world.origin.streams.is_empty());
+        assert!(world.nodes.iter().all(|node| node.streams == 0 && node.holdings[0].have.is_full()));
     }
 }
