@@ -10,7 +10,7 @@ use shoal_proto::{
 };
 
 use super::{Carrier, Event, LOOK, World};
-use crate::origin::Stream;
+use crate::{node::Blob, origin::Stream};
 
 impl World {
     pub(super) fn streaming(&mut self, node: usize, run: RunId) {
@@ -28,8 +28,9 @@ impl World {
     /// Tells a node how many bytes of a stream have come, in the middle of chunks too.
     pub(super) fn look(&mut self, node: usize, run: RunId) {
         let Some(stream) = self.origin.streams.get(&(node, run)).copied() else { return };
-        let blob = &self.blobs[stream.blob];
-        let left = stream.flow.map_or(0, |flow| self.net.left(self.now, flow));
+        // Without a transfer it is at its end.
+        let Some(flow) = stream.flow else { return };
+        let (blob, left) = (&self.blobs[stream.blob], self.net.left(self.now, flow));
         let bytes = stream.bytes + stream.comes(blob.layout.len(stream.chunk)).saturating_sub(left);
         let digest = blob.digest;
         self.note(12, node, bytes);
@@ -51,6 +52,8 @@ impl World {
         stream.chunk = chunk.next();
         let (so_far, digest, last) = (stream.bytes, truth.digest, truth.layout.last());
         let end = chunk == last || stream.until == Some(chunk.next());
+        // It ends when its last chunk is written.
+        stream.flow = flow.filter(|_| !end);
         let link_end = if chunk == last { LinkEnd::Digest(digest) } else { LinkEnd::State(truth.state(chunk.next())) };
         let link_end = (!stream.raw).then_some(link_end);
         let next_bytes = if end { 0 } else { stream.comes(truth.layout.len(chunk.next())) };
@@ -59,24 +62,40 @@ impl World {
         if let Some(flow) = flow {
             if end {
                 self.stop(flow);
-                self.origin.streams.remove(&(node, run));
-                self.nodes[node].streams -= 1;
             } else {
                 self.net.go_on(self.now, flow, next_bytes);
             }
         }
-        let new = self.nodes[node].holdings[blob].have.insert(chunk);
-        *(if new { &mut self.tally.useful_bytes } else { &mut self.tally.wasted_bytes }) += bytes;
         let bin = self.bin();
         bin.down += bytes;
         bin.origin += bytes;
         self.tally.zones[self.plan.topology.site(node).zone].origin += bytes;
         self.swarm(node, Input::OriginProgress { digest, run, bytes: so_far });
-        self.swarm(node, Input::OriginChunk { digest, run, chunk, end: link_end });
-        if end {
+        let verified = if link_end.is_some() { self.verified(node, Duration::ZERO, bytes) } else { Duration::ZERO };
+        let after = self.written(node, verified, bytes);
+        self.push(after, Event::Stored { node, run, chunk, end: link_end });
+        self.faults_at_progress();
+    }
+
+    /// A chunk from the origin is verified, if the state in front of it is known, and written.
+    pub(super) fn stored(&mut self, node: usize, run: RunId, chunk: ChunkIndex, end: Option<LinkEnd>) {
+        let Some(Stream { blob, until, flow, .. }) = self.origin.streams.get(&(node, run)).copied() else {
+            return;
+        };
+        self.note(19, node, u64::from(chunk.0));
+        let Blob { digest, layout } = self.blobs[blob];
+        let bytes = layout.len(chunk);
+        let new = self.nodes[node].holdings[blob].have.insert(chunk);
+        *(if new { &mut self.tally.useful_bytes } else { &mut self.tally.wasted_bytes }) += bytes;
+        let last = flow.is_none() && (chunk == layout.last() || until == Some(chunk.next()));
+        if last {
+            self.origin.streams.remove(&(node, run));
+            self.nodes[node].streams -= 1;
+        }
+        self.swarm(node, Input::OriginChunk { digest, run, chunk, end });
+        if last {
             self.swarm(node, Input::OriginEnded { digest, run, failure: None });
         }
-        self.faults_at_progress();
     }
 
     /// A node hashes a chunk that it has stored.
@@ -90,11 +109,8 @@ impl World {
         } else {
             LinkEnd::State(truth.state(chunk.next()))
         };
-        let bytes = truth.layout.len(chunk) as f64;
-        let took = self
-            .plan
-            .verify_rate
-            .map_or(Duration::ZERO, |rate| Duration::from_secs_f64(bytes / rate.bytes_per_second() as f64));
+        let bytes = truth.layout.len(chunk);
+        let took = self.verified(node, Duration::ZERO, bytes);
         self.push(took, Event::Swarm(node, Input::Hashed { digest, chunk, end: Some(end) }));
     }
 
@@ -110,5 +126,22 @@ impl World {
         let bin = self.bin();
         bin.down += sent;
         bin.origin += sent;
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use crate::world::{World, tests::small};
+
+    #[test]
+    fn a_stream_is_over_when_its_last_chunk_is_written() {
+        let mut world = World::new(&small("write_rate = \"10MB/s\"")).unwrap();
+        let mut most = 0;
+        while world.step() {
+            most = most.max(world.origin.streams.len());
+        }
+        assert!(most > 0 && world.origin.streams.is_empty());
+        assert!(world.nodes.iter().all(|node| node.streams == 0 && node.holdings[0].have.is_full()));
     }
 }
