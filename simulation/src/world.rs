@@ -10,6 +10,7 @@
 mod begin;
 mod end;
 mod fault;
+mod lie;
 mod message;
 mod orders;
 mod queue;
@@ -21,10 +22,11 @@ mod tests;
 mod transfer;
 mod trouble;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use rand_pcg::Pcg64Mcg;
 use shoal_proto::{
+    chain::Expected,
     chunk::ChunkIndex,
     claim::Segment,
     digest::Digest,
@@ -42,7 +44,7 @@ use crate::{
     check::Checks,
     dht::Dht,
     net::{FOREVER, FlowId, Net, Path, Soonest},
-    node::{Blob, Node, mix, number},
+    node::{Blob, Bytes, Node, mix, number},
     origin::Origin,
     plan::Plan,
     report::Report,
@@ -79,6 +81,14 @@ pub struct World {
     /// What the plan leaves to chance while the world runs.
     chance: Pcg64Mcg,
     limits: Limits,
+    /// Whether anybody lies.
+    liars: bool,
+    /// Whether somebody signs false states.
+    forgers: bool,
+    /// What each of them hands out for each layer.
+    forged: BTreeMap<(usize, usize), Vec<Arc<Segment>>>,
+    /// What asks expect that follow a false claim, by [`AskId`].
+    claims: BTreeMap<u64, Expected>,
     pub(crate) checks: Checks,
     tally: Tally,
     trace: u64,
@@ -170,6 +180,10 @@ struct Ask {
     pull: PullId,
     stage: Stage,
     flow: Option<FlowId>,
+    /// What its sender sends.
+    bytes: Bytes,
+    /// Whether its receiver expects the true link.
+    sound: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

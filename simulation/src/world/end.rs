@@ -25,7 +25,7 @@ impl World {
             begins: after(node.begins),
             down: node.down_times.clone(),
             lost: node.lost,
-            left_out: node.gone,
+            left_out: node.gone || node.lie.is_some(),
         };
         let slices = self.tally.timeline.bins(self.now).map(|(from_s, to_s, moved)| {
             let Moved { down, origin, holders_up } = moved;
@@ -41,6 +41,8 @@ impl World {
             origin_gets: self.origin.gets.iter().sum(),
             useful_bytes: self.tally.useful_bytes,
             wasted_bytes: self.tally.wasted_bytes,
+            wrong_bytes: self.tally.wrong_bytes,
+            honest_blamed: self.tally.honest_blamed,
             control_bytes: self.tally.control_bytes,
             events: self.tally.events,
             trace: self.trace,

@@ -10,7 +10,7 @@ use shoal_proto::{
 };
 
 use super::{Carrier, Event, LOOK, World};
-use crate::origin::Stream;
+use crate::{node::Bytes, origin::Stream};
 
 impl World {
     pub(super) fn streaming(&mut self, node: usize, run: RunId) {
@@ -51,8 +51,10 @@ impl World {
         stream.chunk = chunk.next();
         let (so_far, digest, last) = (stream.bytes, truth.digest, truth.layout.last());
         let end = chunk == last || stream.until == Some(chunk.next());
-        let link_end = if chunk == last { LinkEnd::Digest(digest) } else { LinkEnd::State(truth.state(chunk.next())) };
-        let link_end = (!stream.raw).then_some(link_end);
+        let link_end = stream.state.map(|before| truth.link(before, chunk, Bytes::TRUE));
+        if let Some(LinkEnd::State(state)) = link_end {
+            stream.state = Some(state);
+        }
         let next_bytes = if end { 0 } else { stream.comes(truth.layout.len(chunk.next())) };
         self.origin.bytes[blob] += bytes;
         self.note(10, node, u64::from(chunk.0));
@@ -65,7 +67,7 @@ impl World {
                 self.net.go_on(self.now, flow, next_bytes);
             }
         }
-        let new = self.nodes[node].holdings[blob].have.insert(chunk);
+        let new = self.nodes[node].holdings[blob].store(chunk, Bytes::TRUE);
         *(if new { &mut self.tally.useful_bytes } else { &mut self.tally.wasted_bytes }) += bytes;
         let bin = self.bin();
         bin.down += bytes;
@@ -83,13 +85,10 @@ impl World {
     pub(super) fn hash(&mut self, node: usize, digest: Digest, chunk: ChunkIndex, before: State) {
         let blob = self.blob(&digest);
         let truth = &self.blobs[blob];
-        let stored = self.nodes[node].holdings[blob].have.contains(chunk);
-        self.checks.rule(stored && before == truth.state(chunk), || format!("node {node} hashes what it cannot"));
-        let end = if chunk == truth.layout.last() {
-            LinkEnd::Digest(digest)
-        } else {
-            LinkEnd::State(truth.state(chunk.next()))
-        };
+        let holding = &self.nodes[node].holdings[blob];
+        let sound = holding.have.contains(chunk) && (self.forgers || before == truth.state(chunk));
+        self.checks.rule(sound, || format!("node {node} hashes what it cannot"));
+        let end = truth.link(before, chunk, holding.bytes(chunk));
         let bytes = truth.layout.len(chunk) as f64;
         let took = self.plan.verify_rate.map_or(Duration::ZERO, |rate| {
             Duration::from_secs_f64(bytes / rate.bytes_per_second() as f64)
