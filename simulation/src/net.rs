@@ -118,6 +118,17 @@ impl Path {
         path
     }
 
+    /// Leads on through another link, if there is one.
+    ///
+    /// # Panics
+    /// Beyond [`PATH_MAX`] links.
+    pub fn extend(&mut self, link: Option<LinkId>) {
+        if let Some(link) = link {
+            self.links[usize::from(self.len)] = link;
+            self.len += 1;
+        }
+    }
+
     fn links(&self) -> &[LinkId] {
         &self.links[..usize::from(self.len)]
     }

@@ -183,14 +183,21 @@ impl Blob {
 }
 
 impl Node {
-    pub(crate) fn new(seed: u64, at: usize, limits: &Limits, links: (LinkId, LinkId), blobs: &[Blob]) -> Self {
+    pub(crate) fn new(
+        seed: u64,
+        at: usize,
+        place: Place,
+        limits: &Limits,
+        links: (LinkId, LinkId),
+        blobs: &[Blob],
+    ) -> Self {
         let peer = PeerId(name(seed, at));
         let own = mix(seed, at as u64);
         Self {
             peer,
-            swarm: Swarm::new(peer, Place::default(), limits.clone(), own),
+            swarm: Swarm::new(peer, place, limits.clone(), own),
             tracker: Tracker::new(limits.clone(), own ^ 1),
-            place: Place::default(),
+            place,
             lie: None,
             signs: Bytes::TRUE,
             alive: true,

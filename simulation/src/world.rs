@@ -11,6 +11,7 @@ mod begin;
 mod end;
 mod fault;
 mod lie;
+mod links;
 mod message;
 mod orders;
 mod queue;
@@ -37,13 +38,14 @@ use shoal_proto::{
 };
 
 use self::{
+    links::Links,
     queue::{Queue, Slab},
     tally::Tally,
 };
 use crate::{
     check::Checks,
     dht::Dht,
-    net::{FOREVER, FlowId, Net, Path, Soonest},
+    net::{FOREVER, FlowId, Net, Soonest},
     node::{Blob, Bytes, Node, mix, number},
     origin::Origin,
     plan::Plan,
@@ -92,7 +94,7 @@ pub struct World {
     pub(crate) checks: Checks,
     tally: Tally,
     trace: u64,
-    half_trip: Duration,
+    links: Links,
     /// Room for the machines' orders, used again at each turn.
     orders: Vec<Output>,
     /// The whole chain of each layer as somebody signed it.
@@ -260,21 +262,6 @@ impl World {
     fn note(&mut self, code: u64, node: usize, detail: u64) {
         self.trace = mix(mix(self.trace, self.now.as_nanos()), mix(code << 32 | node as u64, detail));
         self.tally.events += 1;
-    }
-
-    /// How long a message takes from one node to another.
-    const fn half_trip(&self, _from: usize, _to: usize) -> Duration {
-        self.half_trip
-    }
-
-    /// The links between two nodes.
-    fn path(&self, from: usize, to: usize) -> Path {
-        Path::new(&[self.nodes[from].up, self.nodes[to].down])
-    }
-
-    /// The links between the origin and a node.
-    fn origin_path(&self, to: usize) -> Path {
-        Path::new(&[self.origin.link, self.nodes[to].down])
     }
 
     fn happen(&mut self, event: Event) {

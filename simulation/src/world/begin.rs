@@ -6,7 +6,7 @@ use rand::SeedableRng;
 use rand_pcg::Pcg64Mcg;
 use shoal_proto::time::Time;
 
-use super::{Event, LOOK, Queue, Slab, Tally, World};
+use super::{Event, LOOK, Links, Queue, Slab, Tally, World};
 use crate::{
     bound::{Fate, bound},
     check::Checks,
@@ -36,7 +36,7 @@ impl World {
         let mut dht = Dht::default();
         for at in 0..plan.nodes {
             let links = (net.link(plan.link_up.bytes_per_second()), net.link(plan.link_down.bytes_per_second()));
-            let mut node = Node::new(seed, at, &limits, links, &blobs);
+            let mut node = Node::new(seed, at, Self::place(plan, at), &limits, links, &blobs);
             node.lie = lies[at];
             node.signs = signs(plan, at, lies[at]);
             dht.join(node.peer);
@@ -44,9 +44,9 @@ impl World {
         }
         let mut timers = Soonest::default();
         timers.reserve(2 * nodes.len());
-        let half_trip = plan.rtt.0 / 2;
-        let delays =
-            vec![Duration::ZERO, half_trip, half_trip * 3, plan.locate.0, plan.detect.0, plan.origin_latency.0, LOOK];
+        let links = Links::new(plan, &mut net);
+        let mut delays = vec![Duration::ZERO, plan.locate.0, plan.detect.0, plan.origin_latency.0, LOOK];
+        delays.extend(links.halves().into_iter().flat_map(|half| [half, half * 3]));
         let mut world = Self {
             plan: plan.clone(),
             now: Time::ZERO,
@@ -74,7 +74,7 @@ impl World {
             checks: Checks::default(),
             tally: Tally::new(plan, Duration::from_secs_f64(bound(plan, &Fate::planned(plan)).last)),
             trace: mix(plan.seed, plan.nodes as u64),
-            half_trip,
+            links,
             orders: Vec::new(),
             sends: Vec::new(),
         };

@@ -104,6 +104,7 @@ impl World {
         let sent = stream.comes(self.blobs[stream.blob].layout.len(stream.chunk)).saturating_sub(left);
         self.origin.bytes[stream.blob] += sent;
         self.tally.wasted_bytes += sent;
+        self.tally.zones[self.plan.topology.site(node).zone].origin += sent;
         let bin = self.bin();
         bin.down += sent;
         bin.origin += sent;

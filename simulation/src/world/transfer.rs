@@ -220,6 +220,8 @@ impl World {
         let wasted = self.end_upload(id);
         self.tally.wasted_bytes += wasted;
         self.bin().down += wasted;
+        let place = &self.plan.topology;
+        self.tally.moved(place.site(ask.sender), place.site(ask.receiver), wasted);
         self.asks.remove(id.0);
         self.swarm(ask.sender, Input::Served { ask: id });
     }
