@@ -171,7 +171,6 @@ impl Limits {
             (self.pulls_max >= 1 && self.pulls_per_peer_max >= 1, "at least one pull"),
             (self.got_delay_common >= self.got_delay, "got_delay_common >= got_delay"),
             (self.sign_states >= 2, "sign_states >= 2"),
-
             (self.releases_max >= self.releases_per_peer_max, "releases_max >= releases_per_peer_max"),
             (self.lease_timeout >= self.lease_heartbeat * 3, "lease_timeout >= 3 lease_heartbeat"),
             (self.lease_stall >= self.lease_timeout, "lease_stall >= lease_timeout"),

@@ -15,6 +15,7 @@ pub mod check;
 pub mod compare;
 pub mod dht;
 pub mod figures;
+pub mod live;
 pub mod net;
 pub mod node;
 pub mod origin;

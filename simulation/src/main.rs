@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 use shoal_simulation::{
     Plan, Report,
     compare::compare,
+    live,
     page::page,
     plan,
     results::{Line, Results},
@@ -58,6 +59,10 @@ enum Command {
         #[arg(short, long, default_value = "report.html")]
         output: String,
     },
+    /// Run a plan with real daemons on this machine too, and print both results side by side
+    ///
+    /// The daemons are those of `shoal demo`. A plan that asks for what a demo cannot do is refused, key by key.
+    Live(live::Arguments),
 }
 
 #[derive(Debug, clap::Args)]
@@ -152,6 +157,11 @@ fn read(path: &str) -> Result<Vec<Results>, String> {
 fn obey(command: &Command) -> Result<ExitCode, String> {
     match command {
         Command::Run(options) => return run(options),
+        Command::Live(arguments) => {
+            let (text, code) = live::run(arguments).map_err(|error| error.to_string())?;
+            out(text.trim_end());
+            return Ok(code);
+        }
         Command::Plans { plan } => out(plans(plan.as_deref())?),
         Command::Compare { a, b } => out(compare(&read(a)?, &read(b)?).trim_end()),
         Command::Report { result, output } => {

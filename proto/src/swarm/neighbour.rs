@@ -329,10 +329,7 @@ impl Fetch {
     }
 
     fn they_claim(&mut self, cx: &mut Context<'_>, peer: PeerId, size: u64, segment: Arc<Segment>) {
-        if !self.is_fetching()
-            || self.solo
-            || self.banned.contains(&segment.author)
-            || !self.remotes.contains_key(peer)
+        if !self.is_fetching() || self.solo || self.banned.contains(&segment.author) || !self.remotes.contains_key(peer)
         {
             return;
         }

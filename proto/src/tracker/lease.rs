@@ -60,7 +60,7 @@ pub(super) struct Lease {
     pub(super) own: bool,
     /// Its holder has reported it, so that a report without it gives it back.
     pub(super) confirmed: bool,
-    /// Asked back, and until when the holder may take to answer.
+    /// When it was asked back. As long as bytes come in, the holder may take a while to finish its chunk.
     pub(super) ending: Option<Time>,
 }
 
@@ -83,7 +83,8 @@ impl Lease {
     /// When its holder counts as dead or stuck.
     pub(super) fn end(&self, limits: &Limits) -> Time {
         let end = (self.heard + limits.lease_timeout).min(self.progressed + limits.lease_stall);
-        self.ending.map_or(end, |ending| ending.min(end))
+        let over = |asked: Time| (asked.max(self.progressed) + limits.lease_handover).min(asked + limits.lease_stall);
+        self.ending.map_or(end, |asked| over(asked).min(end))
     }
 
     fn rank(&self) -> (Epoch, Reverse<PeerId>) {

@@ -20,6 +20,8 @@ const HOARDS: f64 = 4.0;
 const WORTH: Duration = Duration::from_secs(40);
 /// Later tenures are measured so many times longer than the first, since their holders have to catch up.
 const LONGER: u32 = 4;
+/// Chunks that a tenure brings before it is judged, if it lasts no longer than trials may.
+const SAMPLE: u32 = 2;
 /// Holders that are remembered as tried.
 const TRIED_MAX: usize = 8;
 
@@ -194,7 +196,9 @@ impl Trial {
         if self.pause.is_some() && tenure.steady == tenure.first && since + pause / 2 <= report.at {
             tenure.steady = report;
         }
-        if since + pause > report.at {
+        let sparse =
+            tenure.last.have.saturating_sub(tenure.first.have) < SAMPLE && since + limits.lease_trial_max > report.at;
+        if since + pause > report.at || sparse {
             return Verdict::Stay;
         }
         let (holder, measure, worth) = (tenure.holder, tenure.measure(), tenure.is_worth_trials());
