@@ -40,7 +40,7 @@ use shoal_proto::{
 use self::{
     links::Links,
     queue::{Queue, Slab},
-    tally::Tally,
+    tally::{Count, Tally},
 };
 use crate::{
     check::Checks,
@@ -219,6 +219,8 @@ const READER: ReaderId = ReaderId(0);
 const LOOK: Duration = Duration::from_millis(250);
 /// A machine that had time gets it again after this at the earliest, however soon it wants it.
 const TURN: Duration = Duration::from_micros(1);
+/// So often machines may want time again as soon as they had it; then the run ends.
+const SPINS_MAX: u64 = 100_000;
 
 impl World {
     /// Runs to the end and reports; `wall_s` is left at 0.
@@ -235,7 +237,8 @@ impl World {
         let queued = self.queue.due().unwrap_or(FOREVER);
         let timer = self.timers.moment();
         let next = ends.min(queued).min(timer);
-        if self.unfinished == 0 || next == FOREVER || next > Time::ZERO + self.plan.limit.0 {
+        let spins = self.tally.counted(Count::Spins) >= SPINS_MAX;
+        if self.unfinished == 0 || next == FOREVER || next > Time::ZERO + self.plan.limit.0 || spins {
             return false;
         }
         self.now = self.now.max(next);
@@ -355,6 +358,11 @@ impl World {
         match machine {
             Machine::Swarm => self.swarm(node, Input::Elapsed),
             Machine::Tracker => self.tracker(node, tracker::Input::Elapsed),
+        }
+        if self.timers.get(place) <= self.now {
+            self.tally.count(Count::Spins);
+            let sound = self.tally.counted(Count::Spins) != SPINS_MAX;
+            self.checks.rule(sound, || format!("node {node} wants time again and again and does nothing with it"));
         }
         self.timers.raise(place, self.now + TURN);
     }

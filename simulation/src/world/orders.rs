@@ -81,6 +81,7 @@ impl World {
                 self.tally.count(Count::Convictions);
                 if self.nodes[number(peer)].lie.is_none() && self.nodes[node].lie.is_none() {
                     self.tally.honest_blamed += 1;
+                    self.checks.rule(false, || format!("node {node} convicted {}, which is honest", number(peer)));
                 }
             }
             Told::Disputed { .. } => {

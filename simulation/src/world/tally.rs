@@ -44,6 +44,7 @@ counts! {
     Restarts "restarts",
     Revoked "revoked",
     Segment "segment",
+    Spins "spins",
     Stalls "stalls",
     Subscribe "subscribe",
     Unknown "unknown",
@@ -101,6 +102,10 @@ impl Tally {
 
     pub(crate) const fn count(&mut self, what: Count) {
         self.counts[what as usize] += 1;
+    }
+
+    pub(crate) const fn counted(&self, what: Count) -> u64 {
+        self.counts[what as usize]
     }
 
     /// All counts that are not 0, by name.
