@@ -9,12 +9,11 @@ use shoal_proto::{
 
 use crate::node::contact;
 
-/// Holders that it names for a digest.
-const HOLDERS_MAX: usize = 20;
-
 /// The DHT.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Dht {
+    /// Holders that it names for a digest.
+    holders_max: usize,
     members: Vec<PeerId>,
     holders: BTreeMap<usize, Vec<PeerId>>,
     /// The members closest to digests, as long as these members stay the closest.
@@ -22,6 +21,11 @@ pub struct Dht {
 }
 
 impl Dht {
+    /// A DHT without members that names so many holders for a digest.
+    pub(crate) const fn new(holders_max: usize) -> Self {
+        Self { holders_max, members: Vec::new(), holders: BTreeMap::new(), closest: BTreeMap::new() }
+    }
+
     pub(crate) fn join(&mut self, peer: PeerId) {
         self.members.push(peer);
         self.closest.clear();
@@ -38,7 +42,7 @@ impl Dht {
 
     pub(crate) fn announce(&mut self, blob: usize, peer: PeerId) {
         let holders = self.holders.entry(blob).or_default();
-        if holders.len() < HOLDERS_MAX {
+        if holders.len() < self.holders_max && !holders.contains(&peer) {
             holders.push(peer);
         }
     }
@@ -49,20 +53,7 @@ impl Dht {
         if let Some(closest) = self.closest.get(digest).filter(|closest| closest.len() >= enough) {
             return closest[..enough].to_vec();
         }
-        let distance = |peer: &PeerId| {
-            let mut distance = peer.0;
-            for (byte, key) in distance.iter_mut().zip(digest.as_bytes()) {
-                *byte ^= key;
-            }
-            distance
-        };
-        let mut closest: Vec<PeerId> = self.members.clone();
-        if enough < closest.len() {
-            closest.select_nth_unstable_by_key(enough, distance);
-            closest.truncate(enough);
-        }
-        closest.sort_unstable_by_key(distance);
-        let closest: Vec<Contact> = closest.into_iter().map(contact).collect();
+        let closest = closest(self.members.clone(), digest, enough);
         self.closest.insert(*digest, closest.clone());
         closest
     }
@@ -73,14 +64,46 @@ impl Dht {
     }
 }
 
+/// The `count` peers that are closest to a digest by XOR, closest first.
+pub(crate) fn closest(mut peers: Vec<PeerId>, digest: &Digest, count: usize) -> Vec<Contact> {
+    let distance = |peer: &PeerId| {
+        let mut distance = peer.0;
+        for (byte, key) in distance.iter_mut().zip(digest.as_bytes()) {
+            *byte ^= key;
+        }
+        distance
+    };
+    if count < peers.len() {
+        peers.select_nth_unstable_by_key(count, distance);
+        peers.truncate(count);
+    }
+    peers.sort_unstable_by_key(distance);
+    peers.into_iter().map(contact).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
+    fn of_many_holders_the_first_ones_are_named() {
+        let (digest, mut dht) = (0, Dht::new(2));
+        for at in [1, 2, 2, 3] {
+            dht.announce(digest, PeerId([at; 32]));
+        }
+        let named = |dht: &Dht, asker: u8| -> Vec<u8> {
+            dht.holders(digest, PeerId([asker; 32])).iter().map(|contact| contact.peer.0[0]).collect()
+        };
+        assert_eq!((named(&dht, 9), named(&dht, 1)), (vec![1, 2], vec![2]));
+        dht.remove(PeerId([1; 32]));
+        dht.announce(digest, PeerId([3; 32]));
+        assert_eq!(named(&dht, 9), [2, 3]);
+    }
+
+    #[test]
     fn the_closest_members_are_named_in_order_also_after_one_died() {
         let peers: Vec<PeerId> = (1..=40).map(|at: u8| PeerId([at; 32])).collect();
-        let mut dht = Dht::default();
+        let mut dht = Dht::new(20);
         for peer in &peers {
             dht.join(*peer);
         }

@@ -84,8 +84,33 @@ pub struct Node {
     pub(crate) uploads: usize,
     /// Streams that it has asked the origin for.
     pub(crate) streams: usize,
-    /// Until when it verifies and writes what came before.
+    /// Until when its processor works on what came before.
+    pub(crate) busy_until: Time,
+    /// Until when it verifies what came before.
     pub(crate) verifies_until: Time,
+    /// Until when it writes what came before.
+    pub(crate) writes_until: Time,
+    /// What its rates are multiplied by.
+    pub(crate) pace: Pace,
+    /// Whether it was ever made slow.
+    pub(crate) slowed: bool,
+}
+
+/// What the rates of a node are multiplied by.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    /// Its uplink.
+    pub(crate) up: f64,
+    /// Its downlink.
+    pub(crate) down: f64,
+    /// Verifying and writing.
+    pub(crate) disk: f64,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { up: 1.0, down: 1.0, disk: 1.0 }
+    }
 }
 
 /// What a node truly has of a layer.
@@ -215,7 +240,11 @@ impl Node {
             pulls: Vec::new(),
             uploads: 0,
             streams: 0,
+            busy_until: Time::ZERO,
             verifies_until: Time::ZERO,
+            writes_until: Time::ZERO,
+            pace: Pace::default(),
+            slowed: false,
         }
     }
 
@@ -227,7 +256,7 @@ impl Node {
         self.alive = true;
         self.wants = false;
         self.uploads = 0;
-        self.verifies_until = now;
+        (self.busy_until, self.verifies_until, self.writes_until) = (now, now, now);
     }
 
     pub(crate) fn lose_disk(&mut self, blobs: &[Blob]) {

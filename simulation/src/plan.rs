@@ -5,7 +5,6 @@
 
 mod arrivals;
 mod built_in;
-mod compat;
 mod dht;
 mod fault;
 mod liars;

@@ -10,6 +10,8 @@
 mod begin;
 mod end;
 mod fault;
+mod find;
+mod harm;
 mod lie;
 mod links;
 mod message;
@@ -22,25 +24,30 @@ mod tally;
 mod tests;
 mod transfer;
 mod trouble;
+mod work;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use rand_pcg::Pcg64Mcg;
 use shoal_proto::{
-    chain::Expected,
+    chain::{Expected, LinkEnd},
     chunk::ChunkIndex,
     claim::Segment,
     digest::Digest,
     limits::Limits,
+    peer::Contact,
     swarm::{AskId, Input, Output, PullId, ReaderId, RunId, Verdict},
     time::Time,
     tracker,
+    wire::Message,
 };
 
 use self::{
+    harm::Cut,
     links::Links,
     queue::{Queue, Slab},
     tally::{Count, Tally},
+    work::Costs,
 };
 use crate::{
     check::Checks,
@@ -95,6 +102,12 @@ pub struct World {
     tally: Tally,
     trace: u64,
     links: Links,
+    costs: Costs,
+    /// Slow times that last: of which node, by which fault.
+    slow: Vec<(usize, usize)>,
+    cuts: Vec<Cut>,
+    /// Faults that are yet to come at their time, or to end.
+    pending: usize,
     /// Room for the machines' orders, used again at each turn.
     orders: Vec<Output>,
     /// The whole chain of each layer as somebody signed it.
@@ -111,8 +124,14 @@ enum Event {
     Tracker(usize, tracker::Input),
     /// A node begins to want its layers.
     Begin(usize),
+    /// A node wishes again for a layer that it could not get.
+    Again(usize, usize),
     /// A dial comes to its end.
     Dialled { from: usize, to: usize },
+    /// A node has worked on a new connection.
+    Connected { node: usize, other: usize },
+    /// A dial was in vain.
+    Unreached { from: usize, to: usize },
     /// An ask reaches its sender.
     Asked(AskId),
     /// The withdrawal of an ask reaches its sender.
@@ -121,6 +140,8 @@ enum Event {
     Answered(AskId, Verdict),
     /// The origin begins to answer.
     Streaming(usize, RunId),
+    /// A chunk from the origin is verified and written.
+    Stored { node: usize, run: RunId, chunk: ChunkIndex, end: Option<LinkEnd> },
     /// A node looks how far its stream from the origin is.
     Looked(usize, RunId),
     /// Others can find a holder.
@@ -133,6 +154,12 @@ enum Event {
     Fault(usize),
     /// A fault hits a node.
     Strike { fault: usize, node: usize },
+    /// A slow time is over.
+    Quick { fault: usize, node: usize },
+    /// The connections that a partition cut are given up.
+    Severed(usize),
+    /// A partition is over.
+    Healed(usize),
     /// A node is up again.
     Back(usize),
     /// A sender finds that the receiver of an upload is gone.
@@ -151,7 +178,11 @@ impl Event {
         match self {
             Self::Swarm(node, _)
             | Self::Tracker(node, _)
+            | Self::Again(node, _)
             | Self::Dialled { from: node, .. }
+            | Self::Connected { node, .. }
+            | Self::Unreached { from: node, .. }
+            | Self::Stored { node, .. }
             | Self::Streaming(node, _)
             | Self::Looked(node, _)
             | Self::Refused(node, ..)
@@ -165,6 +196,9 @@ impl Event {
             | Self::Outage
             | Self::Fault(_)
             | Self::Strike { .. }
+            | Self::Quick { .. }
+            | Self::Severed(_)
+            | Self::Healed(_)
             | Self::Back(_)
             | Self::Ended(_)
             | Self::Returned(_) => None,
@@ -234,19 +268,21 @@ impl World {
     pub fn step(&mut self) -> bool {
         let end = self.net.next_end(self.now);
         let ends = end.map_or(FOREVER, |(time, _)| time);
-        let queued = self.queue.due().unwrap_or(FOREVER);
+        let queued = self.queue.due();
         let timer = self.timers.moment();
         let next = ends.min(queued).min(timer);
         let spins = self.tally.counted(Count::Spins) >= SPINS_MAX;
-        if self.unfinished == 0 || next == FOREVER || next > Time::ZERO + self.plan.limit.0 || spins {
+        let over = self.unfinished == 0 && self.pending == 0 || spins;
+        if over || next == FOREVER || next > Time::ZERO + self.plan.limit.0 {
             return false;
         }
         self.now = self.now.max(next);
         if let Some((_, flow)) = end.filter(|_| ends == next) {
             self.flow_ended(flow);
         } else if queued == next {
-            if let Some((_, (generation, event))) = self.queue.pop()
+            if let Some((_, (generation, event), again)) = self.queue.pop()
                 && event.target().is_none_or(|node| self.generations[node] == generation)
+                && let Some(event) = if again { Some(event) } else { self.work(generation, event) }
             {
                 self.happen(event);
             }
@@ -262,6 +298,12 @@ impl World {
         self.queue.push(self.now, after, (generation, event));
     }
 
+    /// What the run waits for.
+    fn push_fault(&mut self, after: Duration, event: Event) {
+        self.pending += 1;
+        self.push(after, event);
+    }
+
     fn note(&mut self, code: u64, node: usize, detail: u64) {
         self.trace = mix(mix(self.trace, self.now.as_nanos()), mix(code << 32 | node as u64, detail));
         self.tally.events += 1;
@@ -271,32 +313,69 @@ impl World {
         match event {
             Event::Swarm(node, input) => {
                 self.note(1, node, kind(&input));
-                if matches!(input, Input::Received { .. }) {
+                if let Input::Received { peer, message } = &input {
                     self.tally.load.message(node, self.now);
+                    if self.is_lost(node, *peer) {
+                        return;
+                    }
+                    if let Message::Subscribe { digest, .. } = message {
+                        self.open(node, *digest);
+                    }
                 }
                 self.swarm(node, input);
             }
             Event::Tracker(node, input) => {
                 self.note(2, node, 0);
                 self.tally.load.message(node, self.now);
+                if let tracker::Input::Joined { contact: Contact { peer, .. }, .. } | tracker::Input::Left { peer, .. } =
+                    &input
+                    && self.is_lost(node, *peer)
+                {
+                    return;
+                }
                 self.tracker(node, input);
             }
             Event::Begin(node) => {
                 self.note(3, node, 0);
                 self.want(node);
             }
+            Event::Again(node, blob) => {
+                self.note(18, node, blob as u64);
+                self.wish(node, blob);
+            }
             Event::Dialled { from, to } => self.dialled(from, to),
+            Event::Connected { node, other } => self.connected(node, other),
+            Event::Unreached { from, to } => self.unreached(from, to),
             Event::Asked(ask) => self.asked(ask),
             Event::Withdrawn(ask) => self.withdrawn(ask),
             Event::Answered(ask, verdict) => self.answered(ask, verdict),
             Event::Streaming(node, run) => self.streaming(node, run),
+            Event::Stored { node, run, chunk, end } => self.stored(node, run, chunk, end),
             Event::Looked(node, run) => self.look(node, run),
             Event::Announced(node, blob) => self.dht.announce(blob, self.nodes[node].peer),
             Event::Refused(node, run, retry_after) => self.refused(node, run, retry_after),
             Event::Outage => self.outage(),
-            Event::Fault(at) => self.begin_fault(at),
-            Event::Strike { fault, node } => self.strike(fault, node),
-            Event::Back(node) => self.back(node),
+            Event::Fault(at) => {
+                self.pending -= 1;
+                self.begin_fault(at);
+            }
+            Event::Strike { fault, node } => {
+                self.pending -= 1;
+                self.strike(fault, node);
+            }
+            Event::Quick { fault, node } => {
+                self.pending -= 1;
+                self.quicken(fault, node);
+            }
+            Event::Severed(fault) => self.severed(fault),
+            Event::Healed(fault) => {
+                self.pending -= 1;
+                self.healed(fault);
+            }
+            Event::Back(node) => {
+                self.pending -= 1;
+                self.back(node);
+            }
             Event::Ended(ask) => self.ended(ask),
             Event::Lost { node, dead } => self.lost(node, dead),
             Event::Removed(node) => self.removed(node),
@@ -310,15 +389,24 @@ impl World {
             return;
         }
         for blob in 0..self.blobs.len() {
-            let (digest, holding) = (self.blobs[blob].digest, &mut self.nodes[node].holdings[blob]);
-            if holding.proven.is_some() {
-                continue;
-            }
-            let restored = holding.restored.take();
-            self.swarm(node, Input::Wanted { digest, restored });
-            if self.plan.readers {
-                self.swarm(node, Input::Reading { digest, reader: READER, chunk: ChunkIndex::FIRST });
-            }
+            self.wish(node, blob);
+        }
+    }
+
+    /// A node wishes for a layer, unless it has it.
+    fn wish(&mut self, node: usize, blob: usize) {
+        let (digest, holding) = (self.blobs[blob].digest, &mut self.nodes[node].holdings[blob]);
+        if holding.proven.is_some() {
+            return;
+        }
+        holding.failed = None;
+        let restored = holding.restored.take();
+        let had = restored.as_ref().map(|restored| restored.have.first_missing(ChunkIndex::FIRST));
+        let chunk = had.unwrap_or(Some(ChunkIndex::FIRST));
+        holding.reader = chunk.unwrap_or(ChunkIndex(self.blobs[blob].layout.count()));
+        self.swarm(node, Input::Wanted { digest, restored });
+        if let Some(chunk) = chunk.filter(|_| self.plan.readers) {
+            self.swarm(node, Input::Reading { digest, reader: READER, chunk });
         }
     }
 

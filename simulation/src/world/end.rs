@@ -25,7 +25,7 @@ impl World {
             begins: after(node.begins),
             down: node.down_times.clone(),
             lost: node.lost,
-            left_out: node.gone || node.lie.is_some(),
+            left_out: node.gone || node.slowed || node.lie.is_some(),
         };
         let slices = self.tally.timeline.bins(self.now).map(|(from_s, to_s, moved)| {
             let Moved { down, origin, holders_up } = moved;

@@ -15,7 +15,7 @@ impl World {
     pub(super) fn plan_faults(&mut self) {
         for (at, fault) in self.plan.faults.clone().into_iter().enumerate() {
             match fault.at {
-                Moment::After(wait) => self.push(wait.0, Event::Fault(at)),
+                Moment::After(wait) => self.push_fault(wait.0, Event::Fault(at)),
                 Moment::Progress(_) => self.faults_to_come.push(at),
             }
         }
@@ -34,7 +34,7 @@ impl World {
         self.faults_to_come = to_come;
         let due: Vec<usize> = due;
         for fault in due {
-            self.push(Duration::ZERO, Event::Fault(fault));
+            self.push_fault(Duration::ZERO, Event::Fault(fault));
         }
     }
 
@@ -46,12 +46,16 @@ impl World {
             return;
         }
         let victims = self.victims(fault.who);
+        if fault.kind == FaultKind::Partition {
+            self.part(at, &victims);
+            return;
+        }
         let step = fault.over.0 / victims.len().max(1) as u32;
         for (place, node) in victims.into_iter().enumerate() {
             if fault.over.0.is_zero() {
                 self.strike(at, node);
             } else {
-                self.push(step * place as u32, Event::Strike { fault: at, node });
+                self.push_fault(step * place as u32, Event::Strike { fault: at, node });
             }
         }
     }
@@ -59,7 +63,7 @@ impl World {
     /// A node began to stream from the origin: faults may wait for one.
     pub(super) fn faults_at_holder(&mut self) {
         for fault in std::mem::take(&mut self.holders_to_come) {
-            self.push(Duration::ZERO, Event::Fault(fault));
+            self.push_fault(Duration::ZERO, Event::Fault(fault));
         }
     }
 
@@ -68,11 +72,14 @@ impl World {
         if !self.nodes[node].alive {
             return;
         }
-        let fault: Fault = self.plan.faults[fault];
+        let at = fault;
+        let fault: Fault = self.plan.faults[at];
         match fault.kind {
             FaultKind::Crash => self.crash(node),
             FaultKind::Restart => self.restart(node, fault.down().0, fault.disk()),
-            FaultKind::Partition | FaultKind::Slow => {}
+            FaultKind::Slow => self.slow_down(at, node),
+            // It befalls all of its nodes at once.
+            FaultKind::Partition => {}
         }
     }
 

@@ -11,7 +11,7 @@ use shoal_proto::{
 };
 
 use super::{Event, World, tally};
-use crate::node::contact;
+use crate::node::{Node, contact};
 
 impl World {
     pub(super) fn send(&mut self, from: usize, to: usize, message: Message) {
@@ -43,7 +43,7 @@ impl World {
             if self.generations[to] > 0 && !self.nodes[to].is_connected(from) {
                 return;
             }
-            self.half_trip(from, to)
+            self.message_time(from, to)
         };
         let event = match message {
             Message::Join(join) => Event::Tracker(to, tracker::Input::Joined { contact: contact(peer), join }),
@@ -64,10 +64,9 @@ impl World {
 
     pub(super) fn dialled(&mut self, from: usize, to: usize) {
         self.note(5, from, to as u64);
-        let peers = (self.nodes[from].peer, self.nodes[to].peer);
-        if !self.nodes[to].alive {
+        if !self.nodes[to].alive || self.is_cut(from, to) {
             // The rest of the time until a dial is given up.
-            self.push(self.plan.detect.0, Event::Swarm(from, Input::Disconnected { peer: peers.1 }));
+            self.push(self.plan.detect.0, Event::Unreached { from, to });
             return;
         }
         if !self.nodes[from].alive || !self.nodes[from].connect(to) {
@@ -76,9 +75,30 @@ impl World {
         // The other side may not have noticed yet that an earlier process is gone.
         self.disconnect(to, from);
         self.nodes[to].connect(from);
-        let places = (self.nodes[from].place, self.nodes[to].place);
-        self.swarm(from, Input::Connected { peer: peers.1, place: places.1 });
-        self.swarm(to, Input::Connected { peer: peers.0, place: places.0 });
+        for (node, other) in [(from, to), (to, from)] {
+            let work = self.handshake(node);
+            if work == Duration::ZERO {
+                self.connected(node, other);
+            } else {
+                self.push(work, Event::Connected { node, other });
+            }
+        }
+    }
+
+    /// A node has worked on a new connection.
+    pub(super) fn connected(&mut self, node: usize, other: usize) {
+        if self.nodes[node].is_connected(other) {
+            let Node { peer, place, .. } = self.nodes[other];
+            self.swarm(node, Input::Connected { peer, place });
+        }
+    }
+
+    /// A dial was in vain, unless the other side's came through meanwhile.
+    pub(super) fn unreached(&mut self, from: usize, to: usize) {
+        if !self.nodes[from].is_connected(to) {
+            let peer = self.nodes[to].peer;
+            self.swarm(from, Input::Disconnected { peer });
+        }
     }
 }
 

@@ -15,22 +15,18 @@ use crate::node::{Node, number};
 impl World {
     pub(super) fn obey(&mut self, node: usize, order: Output) {
         match order {
-            Output::Locate { digest } => {
-                let trackers = self.dht.trackers(&digest, self.plan.trackers);
-                let holders = self.dht.holders(self.blob(&digest), self.nodes[node].peer);
-                self.push(self.plan.locate.0, Event::Swarm(node, Input::Located { digest, trackers }));
-                self.push(self.plan.locate.0, Event::Swarm(node, Input::Holders { digest, holders }));
-            }
+            Output::Locate { digest } => self.locate(node, digest),
             Output::Announce { digest } => {
                 let blob = self.blob(&digest);
                 let proven = self.nodes[node].holdings[blob].proven.is_some();
                 self.checks.announced(node, blob, proven);
-                self.push(self.plan.locate.0, Event::Announced(node, blob));
+                self.announce(node, blob);
             }
             Output::Dial { contact } => {
                 let to = number(contact.peer);
                 self.tally.count(Count::Dials);
-                self.push(self.half_trip(node, to) * 3, Event::Dialled { from: node, to });
+                let trip = self.half_trip(node, to) * 2;
+                self.push(trip.mul_f64(self.plan.connect_trips), Event::Dialled { from: node, to });
             }
             Output::Send { peer, message } => self.send(node, number(peer), message),
             Output::Pull { pull, peer, digest, chunk, expected } => {
@@ -56,6 +52,8 @@ impl World {
                 let blob = self.blob(&digest);
                 self.tally.count(Count::FailedFetches);
                 self.nodes[node].holdings[blob].failed = Some(why);
+                self.set_aside(node, blob);
+                self.push(self.plan.retry.0, Event::Again(node, blob));
             }
             Output::Discard { digest } => self.discard(node, digest),
             Output::Report(told) => self.told(node, told),

@@ -8,73 +8,101 @@ use std::{
 
 use shoal_proto::time::Time;
 
+use crate::net::FOREVER;
+
 /// Events in the order of their time; those of the same time in the order in which they came.
 ///
 /// Most events happen after one of a few delays. Each such delay has a lane, where what comes later is due later, so that
 /// neither coming nor going costs a search. All others go through a heap of small entries.
 #[derive(Debug)]
 pub(super) struct Queue<E> {
-    lanes: Vec<Lane<E>>,
+    delays: Vec<Duration>,
+    lanes: Vec<VecDeque<(Time, u64, E)>>,
+    /// When the first event of each lane is due, and its number.
+    fronts: Vec<(Time, u64)>,
     heap: BinaryHeap<Reverse<(Time, u64, usize)>>,
-    /// Events of the heap's entries.
-    events: Vec<Option<E>>,
+    /// Events of the heap's entries, and whether they were put off.
+    events: Vec<Option<(E, bool)>>,
     free: Vec<usize>,
     sequence: u64,
+    /// When the first event of all is due, its number, and its lane or that of the heap.
+    first: (Time, u64, usize),
 }
 
-#[derive(Debug)]
-struct Lane<E> {
-    delay: Duration,
-    due: VecDeque<(Time, u64, E)>,
-}
+/// The lane of nothing and nobody: events that are in the heap.
+const HEAP: usize = usize::MAX;
+const NEVER: (Time, u64) = (FOREVER, u64::MAX);
 
 impl<E> Queue<E> {
     /// An empty queue with lanes for these delays.
     pub(super) fn new(mut delays: Vec<Duration>) -> Self {
         delays.sort_unstable();
         delays.dedup();
-        let lanes = delays.into_iter().map(|delay| Lane { delay, due: VecDeque::new() }).collect();
-        Self { lanes, heap: BinaryHeap::new(), events: Vec::new(), free: Vec::new(), sequence: 0 }
+        Self {
+            lanes: delays.iter().map(|_| VecDeque::new()).collect(),
+            fronts: vec![NEVER; delays.len()],
+            delays,
+            heap: BinaryHeap::new(),
+            events: Vec::new(),
+            free: Vec::new(),
+            sequence: 0,
+            first: (NEVER.0, NEVER.1, HEAP),
+        }
     }
 
     pub(super) fn push(&mut self, now: Time, after: Duration, event: E) {
         self.sequence += 1;
         let time = now + after;
-        if let Some(lane) = self.lanes.iter_mut().find(|lane| lane.delay == after) {
-            lane.due.push_back((time, self.sequence, event));
+        let Some(lane) = self.delays.iter().position(|delay| *delay == after) else {
+            self.pile(time, event, false);
             return;
+        };
+        if self.lanes[lane].is_empty() {
+            self.fronts[lane] = (time, self.sequence);
+            self.first = self.first.min((time, self.sequence, lane));
         }
+        self.lanes[lane].push_back((time, self.sequence, event));
+    }
+
+    /// Puts off an event that was due until a later time.
+    pub(super) fn put_off(&mut self, until: Time, event: E) {
+        self.sequence += 1;
+        self.pile(until, event, true);
+    }
+
+    fn pile(&mut self, time: Time, event: E, again: bool) {
         let slot = self.free.pop().unwrap_or(self.events.len());
         match self.events.get_mut(slot) {
-            Some(place) => *place = Some(event),
-            None => self.events.push(Some(event)),
+            Some(place) => *place = Some((event, again)),
+            None => self.events.push(Some((event, again))),
         }
         self.heap.push(Reverse((time, self.sequence, slot)));
+        self.first = self.first.min((time, self.sequence, HEAP));
     }
 
-    /// When the next event is due.
-    pub(super) fn due(&self) -> Option<Time> {
-        let heap = self.heap.peek().map(|Reverse((time, ..))| *time);
-        let lanes = self.lanes.iter().filter_map(|lane| lane.due.front().map(|(time, ..)| *time));
-        lanes.chain(heap).min()
+    /// When the next event is due; [`FOREVER`] if there is none.
+    pub(super) const fn due(&self) -> Time {
+        self.first.0
     }
 
-    pub(super) fn pop(&mut self) -> Option<(Time, E)> {
-        let fronts = self.lanes.iter().enumerate();
-        let fronts = fronts.filter_map(|(at, lane)| lane.due.front().map(|(time, sequence, _)| (*time, *sequence, at)));
-        let first = fronts.min();
-        let heap = self.heap.peek().map(|Reverse((time, sequence, _))| (*time, *sequence));
-        match (first, heap) {
-            (Some((time, sequence, lane)), heap) if heap.is_none_or(|heap| (time, sequence) < heap) => {
-                self.lanes[lane].due.pop_front().map(|(time, _, event)| (time, event))
-            }
-            (_, Some(_)) => {
-                let Reverse((time, _, slot)) = self.heap.pop()?;
-                self.free.push(slot);
-                self.events[slot].take().map(|event| (time, event))
-            }
-            (Some(_) | None, None) => None,
+    /// Takes out the next event; says also whether it was put off before.
+    pub(super) fn pop(&mut self) -> Option<(Time, E, bool)> {
+        let (time, _, lane) = self.first;
+        let popped = if let Some(events) = self.lanes.get_mut(lane) {
+            let event = events.pop_front().map(|(_, _, event)| (time, event, false));
+            self.fronts[lane] = events.front().map_or(NEVER, |(time, sequence, _)| (*time, *sequence));
+            event
+        } else {
+            let Reverse((_, _, slot)) = self.heap.pop()?;
+            self.free.push(slot);
+            self.events[slot].take().map(|(event, again)| (time, event, again))
+        };
+        let heap = self.heap.peek().map_or(NEVER, |Reverse((time, sequence, _))| (*time, *sequence));
+        self.first = (heap.0, heap.1, HEAP);
+        for (lane, (time, sequence)) in self.fronts.iter().enumerate() {
+            self.first = self.first.min((*time, *sequence, lane));
         }
+        popped
     }
 }
 
@@ -145,17 +173,32 @@ mod tests {
             queue.push(now, after, number);
             if number % 3 != 0 {
                 let due = queue.due();
-                let (time, event) = queue.pop().expect("more came than went");
-                assert_eq!(due, Some(time));
+                let (time, event, _) = queue.pop().expect("more came than went");
+                assert_eq!(due, time);
                 seen.push((time, event));
                 now = now.max(time);
             }
         }
-        while let Some(event) = queue.pop() {
-            seen.push(event);
+        while let Some((time, event, again)) = queue.pop() {
+            assert!(!again);
+            seen.push((time, event));
         }
+        assert_eq!(queue.due(), FOREVER);
         expected.sort_unstable();
         assert_eq!(seen, expected);
+    }
+
+    #[test]
+    fn an_event_that_was_put_off_says_so_when_it_is_due_again() {
+        let (second, mut queue) = (Duration::from_secs(1), Queue::new(vec![Duration::ZERO]));
+        queue.push(Time::ZERO, second, 'b');
+        queue.push(Time::ZERO, Duration::ZERO, 'a');
+        let (now, event, again) = queue.pop().expect("there are two");
+        assert_eq!((now, event, again), (Time::ZERO, 'a', false));
+        queue.put_off(now + second * 2, event);
+        assert_eq!(queue.pop(), Some((now + second, 'b', false)));
+        assert_eq!(queue.pop(), Some((now + second * 2, 'a', true)));
+        assert_eq!(queue.pop(), None);
     }
 
     #[test]

@@ -46,7 +46,7 @@ impl World {
         self.nodes[node].down_times.push(Window { from: Span(from), to: Span(to) });
         self.go_down(node);
         self.unfinished += usize::from(self.nodes[node].counts_as_unfinished());
-        self.push(after, Event::Back(node));
+        self.push_fault(after, Event::Back(node));
     }
 
     /// Ends all that a node takes part in.
@@ -77,11 +77,13 @@ impl World {
         for node in std::mem::take(&mut self.nodes[dead].connected) {
             self.push(detect, Event::Lost { node: node as usize, dead });
         }
-        self.push(detect, Event::Removed(dead));
+        self.push(self.plan.dht.staleness.0, Event::Removed(dead));
     }
 
     /// The connection that an ask came over has ended.
     pub(super) fn ended(&mut self, id: AskId) {
+        let wasted = self.end_upload(id);
+        self.tally.wasted_bytes += wasted;
         if let Some(ask) = self.asks.remove(id.0) {
             self.swarm(ask.sender, Input::Served { ask: id });
         }

@@ -10,7 +10,10 @@ use shoal_proto::{
 };
 
 use super::{Carrier, Event, LOOK, World};
-use crate::{node::Bytes, origin::Stream};
+use crate::{
+    node::{Blob, Bytes},
+    origin::Stream,
+};
 
 impl World {
     pub(super) fn streaming(&mut self, node: usize, run: RunId) {
@@ -28,8 +31,9 @@ impl World {
     /// Tells a node how many bytes of a stream have come, in the middle of chunks too.
     pub(super) fn look(&mut self, node: usize, run: RunId) {
         let Some(stream) = self.origin.streams.get(&(node, run)).copied() else { return };
-        let blob = &self.blobs[stream.blob];
-        let left = stream.flow.map_or(0, |flow| self.net.left(self.now, flow));
+        // Without a transfer it is at its end.
+        let Some(flow) = stream.flow else { return };
+        let (blob, left) = (&self.blobs[stream.blob], self.net.left(self.now, flow));
         let bytes = stream.bytes + stream.comes(blob.layout.len(stream.chunk)).saturating_sub(left);
         let digest = blob.digest;
         self.note(12, node, bytes);
@@ -61,24 +65,40 @@ impl World {
         if let Some(flow) = flow {
             if end {
                 self.stop(flow);
-                self.origin.streams.remove(&(node, run));
-                self.nodes[node].streams -= 1;
             } else {
                 self.net.go_on(self.now, flow, next_bytes);
             }
         }
-        let new = self.nodes[node].holdings[blob].store(chunk, Bytes::TRUE);
-        *(if new { &mut self.tally.useful_bytes } else { &mut self.tally.wasted_bytes }) += bytes;
         let bin = self.bin();
         bin.down += bytes;
         bin.origin += bytes;
         self.tally.zones[self.plan.topology.site(node).zone].origin += bytes;
         self.swarm(node, Input::OriginProgress { digest, run, bytes: so_far });
-        self.swarm(node, Input::OriginChunk { digest, run, chunk, end: link_end });
-        if end {
+        let verified = if link_end.is_some() { self.verified(node, Duration::ZERO, bytes) } else { Duration::ZERO };
+        let after = self.written(node, verified, bytes);
+        self.push(after, Event::Stored { node, run, chunk, end: link_end });
+        self.faults_at_progress();
+    }
+
+    /// A chunk from the origin is verified, if the state in front of it is known, and written.
+    pub(super) fn stored(&mut self, node: usize, run: RunId, chunk: ChunkIndex, end: Option<LinkEnd>) {
+        let Some(Stream { blob, until, flow, .. }) = self.origin.streams.get(&(node, run)).copied() else {
+            return;
+        };
+        self.note(19, node, u64::from(chunk.0));
+        let Blob { digest, layout } = self.blobs[blob];
+        let bytes = layout.len(chunk);
+        let new = self.nodes[node].holdings[blob].store(chunk, Bytes::TRUE);
+        *(if new { &mut self.tally.useful_bytes } else { &mut self.tally.wasted_bytes }) += bytes;
+        let last = flow.is_none() && (chunk == layout.last() || until == Some(chunk.next()));
+        if last {
+            self.origin.streams.remove(&(node, run));
+            self.nodes[node].streams -= 1;
+        }
+        self.swarm(node, Input::OriginChunk { digest, run, chunk, end });
+        if last {
             self.swarm(node, Input::OriginEnded { digest, run, failure: None });
         }
-        self.faults_at_progress();
     }
 
     /// A node hashes a chunk that it has stored.
@@ -89,10 +109,8 @@ impl World {
         let sound = holding.have.contains(chunk) && (self.forgers || before == truth.state(chunk));
         self.checks.rule(sound, || format!("node {node} hashes what it cannot"));
         let end = truth.link(before, chunk, holding.bytes(chunk));
-        let bytes = truth.layout.len(chunk) as f64;
-        let took = self.plan.verify_rate.map_or(Duration::ZERO, |rate| {
-            Duration::from_secs_f64(bytes / rate.bytes_per_second() as f64)
-        });
+        let bytes = truth.layout.len(chunk);
+        let took = self.verified(node, Duration::ZERO, bytes);
         self.push(took, Event::Swarm(node, Input::Hashed { digest, chunk, end: Some(end) }));
     }
 

@@ -88,14 +88,15 @@ fn an_announcement_counts_once_and_only_of_what_is_there() {
 }
 
 /// Ten nodes, 16 MiB at 20 MB/s, so that all are done after about a second.
-fn small(text: &str) -> Plan {
-    let base = "nodes = 10\nlayers = [\"16MiB\"]\nlink_up = \"20MB/s\"\nlink_down = \"20MB/s\"\norigin_rate = \"20MB/s\"";
+pub(super) fn small(text: &str) -> Plan {
+    let base =
+        "nodes = 10\nlayers = [\"16MiB\"]\nlink_up = \"20MB/s\"\nlink_down = \"20MB/s\"\norigin_rate = \"20MB/s\"";
     let mut table: toml::Table = base.parse().unwrap();
     table.extend(text.parse::<toml::Table>().unwrap());
     Plan::parse(&table.to_string(), &[]).unwrap()
 }
 
-fn ended(text: &str) -> Report {
+pub(super) fn ended(text: &str) -> Report {
     World::new(&small(text)).unwrap().run()
 }
 

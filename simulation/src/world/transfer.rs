@@ -1,7 +1,5 @@
 //! Chunks on their way from node to node.
 
-use std::time::Duration;
-
 use shoal_proto::{
     chain::Expected,
     chunk::ChunkIndex,
@@ -44,15 +42,16 @@ impl World {
         }
         self.nodes[node].pulls.push((pull, ask));
         self.tally.count(Count::Pulls);
-        self.push(self.half_trip(node, sender), Event::Asked(ask));
+        self.push(self.message_time(node, sender), Event::Asked(ask));
     }
 
     pub(super) fn asked(&mut self, id: AskId) {
         let Some(ask) = self.asks.get_mut(id.0) else { return };
         ask.stage = Stage::Waiting;
-        let Ask { receiver, sender, blob, chunk, .. } = *ask;
-        if !self.nodes[sender].is_connected(receiver) {
-            // It went down, and the receiver has not noticed yet.
+        let Ask { receiver, sender, blob, chunk, pull, .. } = *ask;
+        if !self.nodes[sender].is_connected(receiver) || self.is_cut(sender, receiver) {
+            // It went down or is cut off, and the receiver has not noticed yet.
+            self.nodes[receiver].close_pull(pull);
             self.asks.remove(id.0);
             return;
         }
@@ -62,6 +61,7 @@ impl World {
             return;
         }
         let (digest, peer) = (self.blobs[blob].digest, self.nodes[receiver].peer);
+        self.open(sender, digest);
         self.swarm(sender, Input::Asked { ask: id, peer, digest, chunk });
     }
 
@@ -83,7 +83,7 @@ impl World {
         let Some(ask) = self.asks.get_mut(id.0) else { return };
         (ask.stage, ask.bytes) = (Stage::Serving, bytes);
         let Ask { receiver, sender, blob, chunk, .. } = *ask;
-        if !self.nodes[receiver].alive {
+        if !self.nodes[receiver].alive || self.is_cut(sender, receiver) {
             return;
         }
         self.nodes[sender].uploads += 1;
@@ -130,7 +130,7 @@ impl World {
             }
             Answer::Bytes => Verdict::Link,
         };
-        self.push(self.half_trip(sender, receiver), Event::Answered(id, verdict));
+        self.push(self.message_time(sender, receiver), Event::Answered(id, verdict));
     }
 
     pub(super) fn flow_ended(&mut self, flow: FlowId) {
@@ -149,15 +149,8 @@ impl World {
         let Some(ask) = self.asks.get(id.0).copied() else { return };
         let bytes = self.blobs[ask.blob].layout.len(ask.chunk);
         let trip = self.half_trip(ask.sender, ask.receiver);
-        let after = match self.plan.verify_rate {
-            None => trip,
-            Some(rate) => {
-                let verify = Duration::from_secs_f64(bytes as f64 / rate.bytes_per_second() as f64);
-                let receiver = &mut self.nodes[ask.receiver];
-                receiver.verifies_until = receiver.verifies_until.max(self.now + trip) + verify;
-                receiver.verifies_until.since(self.now)
-            }
-        };
+        let verified = self.verified(ask.receiver, trip, bytes);
+        let after = self.written(ask.receiver, verified, bytes);
         let verdict = self.verdict(id, &ask);
         self.push(after, Event::Answered(id, verdict));
         if self.nodes[ask.sender].streams > 0 {
@@ -207,7 +200,7 @@ impl World {
         let Some(id) = self.nodes[node].close_pull(pull) else { return };
         self.tally.count(Count::Cancels);
         let sender = self.asks.get(id.0).map_or(node, |ask| ask.sender);
-        self.push(self.half_trip(node, sender), Event::Withdrawn(id));
+        self.push(self.message_time(node, sender), Event::Withdrawn(id));
     }
 
     pub(super) fn withdrawn(&mut self, id: AskId) {
