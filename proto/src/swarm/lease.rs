@@ -204,8 +204,9 @@ impl Fetch {
         if lease.not_before.is_none_or(|time| time <= now) {
             return true;
         }
-        let settled =
-            self.tracking.holders_known() && self.remotes.values().all(|remote| remote.answered || !remote.subscribed);
+        let settled = self.tracking.is_confirmed()
+            && self.tracking.holders_known()
+            && self.remotes.values().all(|remote| remote.answered || !remote.subscribed);
         lease.tries == 0 && settled
     }
 

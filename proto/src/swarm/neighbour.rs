@@ -237,7 +237,7 @@ impl Fetch {
     pub(super) fn send_have(&mut self, cx: &mut Context<'_>, peer: PeerId) {
         let (Some(content), Some(remote)) = (&self.content, self.remotes.get_mut(peer)) else { return };
         let mut chunks = content.have.clone();
-        content.releases.hide(&mut chunks);
+        content.releases.hide(&mut chunks, peer);
         let size = content.layout().size();
         cx.send(peer, Message::Have { digest: self.digest, size, chunks });
         for segment in content.segments.iter().filter(|segment| segment.end() > remote.frontier) {

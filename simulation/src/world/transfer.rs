@@ -88,7 +88,8 @@ impl World {
         }
         self.nodes[sender].uploads += 1;
         let uploads = self.nodes[sender].uploads;
-        self.checks.rule(uploads <= self.limits.uploads_max, || format!("node {sender} serves {uploads} chunks at once"));
+        self.checks
+            .rule(uploads <= self.limits.uploads_max, || format!("node {sender} serves {uploads} chunks at once"));
         let (path, bytes) = (self.path(sender, receiver), self.blobs[blob].layout.len(chunk));
         let flow = self.start(path, None, bytes, Carrier::Chunk(id));
         if let Some(ask) = self.asks.get_mut(id.0) {

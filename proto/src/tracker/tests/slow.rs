@@ -44,16 +44,16 @@ impl Cluster {
     fn obey(&mut self, out: Vec<Send>) {
         for Send { peer, message } in out {
             let id = peer.0[0];
-            match message {
-                Message::Joined { lease: Some(grant), peers, .. } if self.holder != Some((id, grant)) => {
+            if let Message::Joined { lease: Some(grant), peers, .. } = message {
+                if self.holder != Some((id, grant)) {
                     self.holder = Some((id, grant));
                     self.asked = false;
                     self.held.push(id);
                     self.named = peers;
                     self.beat(id);
                 }
-                Message::Revoked { .. } if self.holder.is_some_and(|(holder, _)| holder == id) => self.asked = true,
-                _ => {}
+            } else if let Message::Revoked { .. } = message {
+                self.asked |= self.holder.is_some_and(|(holder, _)| holder == id);
             }
         }
     }
@@ -92,7 +92,7 @@ impl Cluster {
             let tick = self.rig.now.as_nanos() / 100_000_000;
             for id in 0..self.rates.len() as u8 {
                 let holds = self.holder.is_some_and(|(holder, _)| holder == id);
-                if holds && (tick % 4 == 0 || self.asked) || !holds && tick % 10 == u64::from(id) % 10 {
+                if holds && (tick.is_multiple_of(4) || self.asked) || !holds && tick % 10 == u64::from(id) % 10 {
                     self.beat(id);
                 }
             }
