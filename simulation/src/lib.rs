@@ -21,6 +21,7 @@ pub mod node;
 pub mod origin;
 pub mod page;
 pub mod plan;
+pub mod random;
 pub mod report;
 pub mod results;
 pub mod seeds;

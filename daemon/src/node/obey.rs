@@ -378,6 +378,9 @@ impl Driver {
             Event::CorruptChunk { peer, digest, chunk } => {
                 tracing::warn!(%peer, digest = %digest.short(), chunk = chunk.0, "a peer sent a corrupt chunk");
             }
+            Event::Convicted { peer, digest } => {
+                tracing::warn!(%peer, digest = %digest.short(), "a peer signed a false claim; its word counts no more");
+            }
             Event::Disputed { digest } => {
                 metrics.claims_disputed.inc();
                 tracing::warn!(digest = %digest.short(), "two claims for one digest");
