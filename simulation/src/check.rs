@@ -31,6 +31,11 @@ impl Checks {
         self.rule(proven, || format!("node {node} announced layer {blob} before it had it"));
     }
 
+    /// A node lost its disk: what it announced counts no more.
+    pub(crate) fn forget(&mut self, node: usize) {
+        self.announced.retain(|(other, _)| *other != node);
+    }
+
     /// How many rules were broken.
     #[must_use]
     pub const fn count(&self) -> u64 {

@@ -3,6 +3,7 @@
 use std::{
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,
+    time::Duration,
 };
 
 use shoal_proto::{
@@ -12,13 +13,13 @@ use shoal_proto::{
     digest::Digest,
     limits::Limits,
     peer::{Contact, PeerId, Place},
-    swarm::{AskId, FetchError, PullId, Swarm},
+    swarm::{AskId, FetchError, PullId, Restored, Swarm},
     time::Time,
     tracker::Tracker,
     wire::SEGMENT_STATES_MAX,
 };
 
-use crate::net::LinkId;
+use crate::{net::LinkId, plan::Window};
 
 /// A layer that all nodes want. Its states are made up: nothing is hashed in this world.
 #[derive(Debug, Clone)]
@@ -37,7 +38,19 @@ pub struct Node {
     pub(crate) swarm: Swarm,
     pub(crate) tracker: Tracker,
     pub(crate) place: Place,
+    /// Whether it is up.
     pub(crate) alive: bool,
+    /// Whether it is down for good.
+    pub(crate) gone: bool,
+    /// Whether the DHT found that it was down.
+    pub(crate) removed: bool,
+    /// When it was down.
+    pub(crate) down_times: Vec<Window>,
+    /// Until when it was down the last time that it lost its disk, after the start.
+    pub(crate) lost: Option<Duration>,
+    /// Whether its process has wished for its layers.
+    pub(crate) wants: bool,
+    seed: u64,
     pub(crate) up: LinkId,
     pub(crate) down: LinkId,
     /// When it begins to want the layers.
@@ -60,6 +73,10 @@ pub struct Node {
 #[derive(Debug)]
 pub struct Holding {
     pub(crate) have: ChunkSet,
+    /// The chunks that its machine took as verified and stored.
+    pub(crate) arrived: ChunkSet,
+    /// What the next process finds of it.
+    pub(crate) restored: Option<Restored>,
     /// The chunk that the local reader needs next.
     pub(crate) reader: ChunkIndex,
     pub(crate) proven: Option<Time>,
@@ -122,6 +139,12 @@ impl Node {
             tracker: Tracker::new(limits.clone(), own ^ 1),
             place,
             alive: true,
+            gone: false,
+            removed: false,
+            down_times: Vec::new(),
+            lost: None,
+            wants: false,
+            seed: own,
             up: links.0,
             down: links.1,
             begins: Time::ZERO,
@@ -132,6 +155,27 @@ impl Node {
             streams: 0,
             verifies_until: Time::ZERO,
         }
+    }
+
+    /// A new process with the same name and disk.
+    pub(crate) fn renew(&mut self, limits: &Limits, generation: u64, now: Time) {
+        let own = mix(self.seed, generation);
+        self.swarm = Swarm::new(self.peer, self.place, limits.clone(), own);
+        self.tracker = Tracker::new(limits.clone(), own ^ 1);
+        self.alive = true;
+        self.wants = false;
+        self.uploads = 0;
+        self.verifies_until = now;
+    }
+
+    pub(crate) fn lose_disk(&mut self, blobs: &[Blob]) {
+        self.holdings = blobs.iter().map(Holding::new).collect();
+    }
+
+    /// Whether the run waits for it.
+    #[must_use]
+    pub fn counts_as_unfinished(&self) -> bool {
+        !self.gone && !self.is_complete()
     }
 
     /// Whether there is a connection with another node.
@@ -173,7 +217,8 @@ impl Node {
 impl Holding {
     fn new(blob: &Blob) -> Self {
         let have = ChunkSet::empty(blob.layout.count());
-        Self { have, reader: ChunkIndex::FIRST, proven: None, failed: None }
+        let arrived = have.clone();
+        Self { have, arrived, restored: None, reader: ChunkIndex::FIRST, proven: None, failed: None }
     }
 }
 

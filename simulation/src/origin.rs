@@ -17,6 +17,13 @@ pub struct Origin {
     pub(crate) bytes: Vec<u64>,
 }
 
+impl Stream {
+    /// Bytes of a chunk that come, if the next one has so many.
+    pub(crate) fn comes(&self, bytes: u64) -> u64 {
+        self.cut.map_or(bytes, |cut| bytes.min(cut.saturating_sub(self.bytes)))
+    }
+}
+
 /// One answer in progress.
 #[derive(Debug, Clone, Copy)]
 pub struct Stream {
@@ -30,6 +37,8 @@ pub struct Stream {
     pub(crate) bytes: u64,
     /// Its node does not know the state in front of its first chunk.
     pub(crate) raw: bool,
+    /// The answer ends after so many bytes, whatever was asked for.
+    pub(crate) cut: Option<u64>,
 }
 
 impl Origin {
@@ -47,7 +56,7 @@ impl Origin {
         raw: bool,
     ) {
         self.gets[blob] += 1;
-        self.streams.insert((node, run), Stream { blob, chunk: from, until, flow: None, bytes: 0, raw });
+        self.streams.insert((node, run), Stream { blob, chunk: from, until, flow: None, bytes: 0, raw, cut: None });
     }
 
     /// Nodes that stream, or wait for their streams to begin.

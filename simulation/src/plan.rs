@@ -25,7 +25,6 @@ use shoal_proto::{
 
 pub use arrivals::{Base, Late, Poisson};
 pub use built_in::PLANS;
-pub use compat::{Kill, Who};
 pub use dht::DhtPlan;
 pub use fault::{Disk, Fault, FaultKind, Victims, What};
 pub use liars::{Liars, Lie};
@@ -94,9 +93,6 @@ pub struct Plan {
     pub retry: Span,
     /// What befalls nodes. Faults of the same moment come in the order of this list.
     pub faults: Vec<Fault>,
-    /// Crashes of one node, as the world still reads them.
-    #[serde(skip)]
-    pub kill: Vec<Kill>,
     /// Nodes that lie.
     pub liars: Option<Liars>,
     /// The run ends here at the latest.
@@ -158,7 +154,6 @@ impl Default for Plan {
             base: Vec::new(),
             retry: Span::millis(5000),
             faults: Vec::new(),
-            kill: Vec::new(),
             liars: None,
             limit: Span::millis(600_000),
             seed: 0,
@@ -202,7 +197,6 @@ impl Plan {
         if let Some(hosts) = plan.topology.all_hosts().filter(|_| !table.contains_key("nodes")) {
             plan.nodes = hosts;
         }
-        plan.kill = plan.kills();
         plan.check()?;
         Ok(plan)
     }

@@ -14,18 +14,22 @@ mod links;
 mod message;
 mod orders;
 mod queue;
+mod restart;
 mod stream;
 mod tally;
 #[cfg(test)]
 mod tests;
 mod transfer;
+mod trouble;
 
 use std::{sync::Arc, time::Duration};
 
+use rand_pcg::Pcg64Mcg;
 use shoal_proto::{
     chunk::ChunkIndex,
     claim::Segment,
     digest::Digest,
+    limits::Limits,
     swarm::{AskId, Input, Output, PullId, ReaderId, RunId, Verdict},
     time::Time,
     tracker,
@@ -42,7 +46,7 @@ use crate::{
     net::{FOREVER, FlowId, Net, Soonest},
     node::{Blob, Node, mix, number},
     origin::Origin,
-    plan::{Kill, Plan, Who},
+    plan::Plan,
     report::Report,
 };
 
@@ -51,7 +55,10 @@ use crate::{
 pub struct World {
     plan: Plan,
     now: Time,
-    queue: Queue<Event>,
+    /// Each event that is for one process of a node with the node's generation.
+    queue: Queue<(u32, Event)>,
+    /// How often each node went down.
+    generations: Vec<u32>,
     /// Deadlines of machines: of node `n` that of the swarm at `2 n`, of the tracker at `2 n + 1`.
     timers: Soonest,
     pub(crate) blobs: Vec<Blob>,
@@ -67,8 +74,13 @@ pub struct World {
     asks: Slab<Ask>,
     /// What the transfers of [`Net`] carry, by the index of a [`FlowId`].
     carriers: Vec<Option<Carrier>>,
-    kills: Vec<Kill>,
-    uploads_max: usize,
+    /// Faults that wait for the origin's work, by their place in the plan.
+    faults_to_come: Vec<usize>,
+    /// Faults that wait for a node that streams from the origin.
+    holders_to_come: Vec<usize>,
+    /// What the plan leaves to chance while the world runs.
+    chance: Pcg64Mcg,
+    limits: Limits,
     pub(crate) checks: Checks,
     tally: Tally,
     trace: u64,
@@ -103,12 +115,51 @@ enum Event {
     Looked(usize, RunId),
     /// Others can find a holder.
     Announced(usize, usize),
-    /// A node dies.
-    Kill(Who),
+    /// The origin's answer to a request is an error.
+    Refused(usize, RunId, Option<Duration>),
+    /// The origin goes out: what it sends breaks off.
+    Outage,
+    /// A fault of the plan begins.
+    Fault(usize),
+    /// A fault hits a node.
+    Strike { fault: usize, node: usize },
+    /// A node is up again.
+    Back(usize),
+    /// A sender finds that the receiver of an upload is gone.
+    Ended(AskId),
     /// A node finds that its connection to a dead one is gone.
     Lost { node: usize, dead: usize },
     /// The DHT finds that a node is gone.
     Removed(usize),
+    /// The DHT finds that a node is back.
+    Returned(usize),
+}
+
+impl Event {
+    /// The node whose process it is for: a later process knows nothing of it.
+    const fn target(&self) -> Option<usize> {
+        match self {
+            Self::Swarm(node, _)
+            | Self::Tracker(node, _)
+            | Self::Dialled { from: node, .. }
+            | Self::Streaming(node, _)
+            | Self::Looked(node, _)
+            | Self::Refused(node, ..)
+            | Self::Lost { node, .. }
+            | Self::Removed(node) => Some(*node),
+            Self::Begin(_)
+            | Self::Asked(_)
+            | Self::Withdrawn(_)
+            | Self::Answered(..)
+            | Self::Announced(..)
+            | Self::Outage
+            | Self::Fault(_)
+            | Self::Strike { .. }
+            | Self::Back(_)
+            | Self::Ended(_)
+            | Self::Returned(_) => None,
+        }
+    }
 }
 
 /// A chunk that one node asked another for.
@@ -177,7 +228,9 @@ impl World {
         if let Some((_, flow)) = end.filter(|_| ends == next) {
             self.flow_ended(flow);
         } else if queued == next {
-            if let Some((_, event)) = self.queue.pop() {
+            if let Some((_, (generation, event))) = self.queue.pop()
+                && event.target().is_none_or(|node| self.generations[node] == generation)
+            {
                 self.happen(event);
             }
         } else if let Some((_, place)) = self.timers.first() {
@@ -188,7 +241,8 @@ impl World {
     }
 
     fn push(&mut self, after: Duration, event: Event) {
-        self.queue.push(self.now, after, event);
+        let generation = event.target().map_or(0, |node| self.generations[node]);
+        self.queue.push(self.now, after, (generation, event));
     }
 
     fn note(&mut self, code: u64, node: usize, detail: u64) {
@@ -221,16 +275,30 @@ impl World {
             Event::Streaming(node, run) => self.streaming(node, run),
             Event::Looked(node, run) => self.look(node, run),
             Event::Announced(node, blob) => self.dht.announce(blob, self.nodes[node].peer),
-            Event::Kill(who) => self.kill(who),
+            Event::Refused(node, run, retry_after) => self.refused(node, run, retry_after),
+            Event::Outage => self.outage(),
+            Event::Fault(at) => self.begin_fault(at),
+            Event::Strike { fault, node } => self.strike(fault, node),
+            Event::Back(node) => self.back(node),
+            Event::Ended(ask) => self.ended(ask),
             Event::Lost { node, dead } => self.lost(node, dead),
-            Event::Removed(node) => self.dht.remove(self.nodes[node].peer),
+            Event::Removed(node) => self.removed(node),
+            Event::Returned(node) => self.returned(node),
         }
     }
 
+    /// A node begins to want its layers, or is back and wants them still.
     fn want(&mut self, node: usize) {
+        if !self.nodes[node].alive || std::mem::replace(&mut self.nodes[node].wants, true) {
+            return;
+        }
         for blob in 0..self.blobs.len() {
-            let digest = self.blobs[blob].digest;
-            self.swarm(node, Input::Wanted { digest, restored: None });
+            let (digest, holding) = (self.blobs[blob].digest, &mut self.nodes[node].holdings[blob]);
+            if holding.proven.is_some() {
+                continue;
+            }
+            let restored = holding.restored.take();
+            self.swarm(node, Input::Wanted { digest, restored });
             if self.plan.readers {
                 self.swarm(node, Input::Reading { digest, reader: READER, chunk: ChunkIndex::FIRST });
             }

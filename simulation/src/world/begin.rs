@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use rand::SeedableRng;
+use rand_pcg::Pcg64Mcg;
 use shoal_proto::time::Time;
 
 use super::{Event, LOOK, Links, Queue, Slab, Tally, World};
@@ -12,7 +14,7 @@ use crate::{
     net::{Net, Soonest},
     node::{Blob, Node, mix},
     origin::Origin,
-    plan::{Moment, Plan, PlanError},
+    plan::{Plan, PlanError},
 };
 
 impl World {
@@ -50,6 +52,7 @@ impl World {
             sealed: vec![None; blobs.len()],
             blobs,
             names,
+            generations: vec![0; nodes.len()],
             unfinished: nodes.len(),
             nodes,
             net,
@@ -57,8 +60,10 @@ impl World {
             dht,
             asks: Slab::default(),
             carriers: Vec::new(),
-            kills: plan.kill.clone(),
-            uploads_max: limits.uploads_max,
+            faults_to_come: Vec::new(),
+            holders_to_come: Vec::new(),
+            chance: Pcg64Mcg::seed_from_u64(mix(seed, 0xfa17)),
+            limits,
             checks: Checks::default(),
             tally: Tally::new(plan, Duration::from_secs_f64(bound(plan, &Fate::planned(plan)).last)),
             trace: mix(plan.seed, plan.nodes as u64),
@@ -75,11 +80,7 @@ impl World {
             self.nodes[at].begins = Time::ZERO + wait;
             self.push(wait, Event::Begin(at));
         }
-        for kill in std::mem::take(&mut self.kills) {
-            match kill.at {
-                Moment::After(wait) => self.push(wait.0, Event::Kill(kill.who)),
-                Moment::Progress(_) => self.kills.push(kill),
-            }
-        }
+        self.plan_faults();
+        self.plan_outages();
     }
 }

@@ -14,15 +14,19 @@ impl World {
         let after = |time: Time| time.since(Time::ZERO);
         let mut unmet: Vec<String> = self.checks.breaches().to_vec();
         let mut unmet_count = self.checks.count();
-        for (at, node) in self.nodes.iter().enumerate().filter(|(_, node)| node.alive && !node.is_complete()) {
+        for (at, node) in self.nodes.iter().enumerate().filter(|(_, node)| node.counts_as_unfinished()) {
             let views: Vec<String> =
                 node.swarm.fetches().map(|view| format!("{} of {} chunks", view.have, view.chunks)).collect();
             let failed: Vec<_> = node.holdings.iter().filter_map(|holding| holding.failed).collect();
             unmet.push(format!("node {at} did not get its layers: {} {failed:?}", views.join(", ")));
             unmet_count += 1;
         }
-        let fate =
-            |node: &crate::node::Node| Fate { begins: after(node.begins), left_out: !node.alive, ..Fate::default() };
+        let fate = |node: &crate::node::Node| Fate {
+            begins: after(node.begins),
+            down: node.down_times.clone(),
+            lost: node.lost,
+            left_out: node.gone,
+        };
         let slices = self.tally.timeline.bins(self.now).map(|(from_s, to_s, moved)| {
             let Moved { down, origin, holders_up } = moved;
             Slice { from_s, to_s, down, origin, holders_up }
@@ -30,7 +34,7 @@ impl World {
         let ended = Ended {
             at: after(self.now),
             fates: self.nodes.iter().map(fate).collect(),
-            done: self.nodes.iter().map(|node| node.completed().map(after).filter(|_| node.alive)).collect(),
+            done: self.nodes.iter().map(|node| node.completed().map(after).filter(|_| !node.gone)).collect(),
             unmet_count,
             unmet,
             origin_bytes: self.origin.bytes.iter().sum(),

@@ -1,70 +1,115 @@
-//! What befalls nodes.
+//! What befalls nodes: when, and whom.
 
 use std::time::Duration;
 
-use shoal_proto::swarm::{AskId, Input, RunId};
+use rand::{RngExt, seq::SliceRandom};
 
-use super::{Ask, Event, Stage, World, tally::Count};
+use super::{Event, World};
 use crate::{
-    net::FOREVER,
-    plan::{Kill, Moment, Who},
+    node::number,
+    plan::{Fault, FaultKind, Moment, Victims},
 };
 
 impl World {
-    pub(super) fn kill_at_progress(&mut self) {
-        if self.kills.is_empty() {
+    /// Plans the faults whose time is known.
+    pub(super) fn plan_faults(&mut self) {
+        for (at, fault) in self.plan.faults.clone().into_iter().enumerate() {
+            match fault.at {
+                Moment::After(wait) => self.push(wait.0, Event::Fault(at)),
+                Moment::Progress(_) => self.faults_to_come.push(at),
+            }
+        }
+    }
+
+    /// Lets those faults come that wait for the origin's work.
+    pub(super) fn faults_at_progress(&mut self) {
+        if self.faults_to_come.is_empty() {
             return;
         }
         let sent: u64 = self.origin.bytes.iter().sum();
         let share = sent as f64 / self.plan.bytes() as f64;
-        let due = |kill: &Kill| matches!(kill.at, Moment::Progress(at) if at <= share);
-        while let Some(at) = self.kills.iter().position(due) {
-            let kill = self.kills.remove(at);
-            self.push(Duration::ZERO, Event::Kill(kill.who));
+        let faults = &self.plan.faults;
+        let due = |fault: &usize| matches!(faults[*fault].at, Moment::Progress(at) if at <= share);
+        let (due, to_come) = self.faults_to_come.iter().partition(|fault| due(fault));
+        self.faults_to_come = to_come;
+        let due: Vec<usize> = due;
+        for fault in due {
+            self.push(Duration::ZERO, Event::Fault(fault));
         }
     }
 
-    pub(super) fn kill(&mut self, who: Who) {
-        let dead = match who {
-            Who::Node(node) => node,
-            Who::LeaseHolder => match self.origin.streaming(|blob| self.blobs[blob].layout.size()) {
-                Some(node) => node,
-                None => return,
-            },
-        };
-        if !self.nodes[dead].alive {
+    /// A fault begins.
+    pub(super) fn begin_fault(&mut self, at: usize) {
+        let fault = self.plan.faults[at];
+        if fault.who == Victims::LeaseHolder && self.streaming_most().is_none() {
+            self.holders_to_come.push(at);
             return;
         }
-        self.note(11, dead, 0);
-        self.tally.count(Count::Deaths);
-        self.nodes[dead].alive = false;
-        if !self.nodes[dead].is_complete() {
-            self.unfinished -= 1;
-        }
-        self.timers.set(2 * dead, FOREVER);
-        self.timers.set(2 * dead + 1, FOREVER);
-        let runs: Vec<RunId> =
-            self.origin.streams.keys().filter(|(node, _)| *node == dead).map(|(_, run)| *run).collect();
-        for run in runs {
-            self.stop_stream(dead, run);
-        }
-        let detect = self.plan.detect.0;
-        let touched = self.asks.iter().filter(|(_, ask)| ask.sender == dead || ask.receiver == dead);
-        let touched: Vec<(AskId, Ask)> = touched.map(|(id, ask)| (AskId(id), *ask)).collect();
-        for (id, ask) in touched {
-            let wasted = self.end_upload(id);
-            self.tally.wasted_bytes += wasted;
-            // A sender learns of its receiver's death with the connection's end, and may serve until then.
-            if ask.receiver == dead && matches!(ask.stage, Stage::Waiting | Stage::Serving) {
-                self.push(detect, Event::Swarm(ask.sender, Input::Served { ask: id }));
+        let victims = self.victims(fault.who);
+        let step = fault.over.0 / victims.len().max(1) as u32;
+        for (place, node) in victims.into_iter().enumerate() {
+            if fault.over.0.is_zero() {
+                self.strike(at, node);
             } else {
-                self.nodes[ask.receiver].close_pull(ask.pull);
-                self.asks.remove(id.0);
+                self.push(step * place as u32, Event::Strike { fault: at, node });
             }
         }
-        for node in std::mem::take(&mut self.nodes[dead].connected) {
-            self.push(detect, Event::Lost { node: node as usize, dead });
+    }
+
+    /// A node began to stream from the origin: faults may wait for one.
+    pub(super) fn faults_at_holder(&mut self) {
+        for fault in std::mem::take(&mut self.holders_to_come) {
+            self.push(Duration::ZERO, Event::Fault(fault));
         }
-        self.push(detect, Event::Removed(dead));
+    }
+
+    /// Something befalls a node, unless it is down.
+    pub(super) fn strike(&mut self, fault: usize, node: usize) {
+        if !self.nodes[node].alive {
+            return;
+        }
+        let fault: Fault = self.plan.faults[fault];
+        match fault.kind {
+            FaultKind::Crash => self.crash(node),
+            FaultKind::Restart => self.restart(node, fault.down().0, fault.disk()),
+            FaultKind::Partition | FaultKind::Slow => {}
+        }
+    }
+
+    /// The node that streams the largest layer from the origin.
+    fn streaming_most(&self) -> Option<usize> {
+        self.origin.streaming(|blob| self.blobs[blob].layout.size())
+    }
+
+    /// The nodes that are meant now, in the order in which they are hit.
+    pub(super) fn victims(&mut self, who: Victims) -> Vec<usize> {
+        let all = 0..self.nodes.len();
+        let place = self.plan.topology;
+        match who {
+            Victims::Node(node) => vec![node],
+            Victims::Share(share) => {
+                let mut up: Vec<usize> = all.filter(|node| self.nodes[*node].alive).collect();
+                let count = share.of(up.len());
+                up.partial_shuffle(&mut self.chance, count).0.to_vec()
+            }
+            Victims::LeaseHolder => self.streaming_most().into_iter().collect(),
+            Victims::Tracker => self.trackers(1),
+            Victims::Trackers => self.trackers(self.plan.dht.trackers),
+            Victims::Rack(rack) => {
+                let rack = rack.unwrap_or_else(|| self.chance.random_range(0..place.all_racks()));
+                all.filter(|node| place.site(*node).rack == rack).collect()
+            }
+            Victims::Zone(zone) => {
+                let zone = zone.unwrap_or_else(|| self.chance.random_range(0..place.zones));
+                all.filter(|node| place.site(*node).zone == zone).collect()
+            }
+        }
+    }
+
+    /// The first trackers that the DHT names for the largest layer.
+    fn trackers(&mut self, count: usize) -> Vec<usize> {
+        let Some(largest) = self.blobs.iter().max_by_key(|blob| blob.layout.size()) else { return Vec::new() };
+        let named = self.dht.trackers(&largest.digest, self.plan.dht.trackers);
+        named.into_iter().take(count).map(|contact| number(contact.peer)).collect()
     }
 }

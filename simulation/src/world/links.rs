@@ -167,6 +167,6 @@ mod tests {
         let (one, rack, zone) = (world.nodes[0].place, world.nodes[4].place, world.nodes[2].place);
         assert!(one.shares_rack(rack) && one.shares_zone(zone) && !one.shares_rack(zone));
         assert!(!one.shares_zone(world.nodes[1].place));
-        assert_eq!(super::World::place(&Plan::default(), 3), Place::default());
+        assert_eq!(World::place(&Plan::default(), 3), Place::default());
     }
 }

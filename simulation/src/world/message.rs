@@ -31,6 +31,9 @@ impl World {
             Duration::ZERO
         } else {
             self.tally.control_bytes += bytes(&message) as u64;
+            if self.generations[to] > 0 && !self.nodes[to].is_connected(from) {
+                return;
+            }
             self.half_trip(from, to)
         };
         let event = match message {
@@ -61,18 +64,12 @@ impl World {
         if !self.nodes[from].alive || !self.nodes[from].connect(to) {
             return;
         }
+        // The other side may not have noticed yet that an earlier process is gone.
+        self.disconnect(to, from);
         self.nodes[to].connect(from);
         let places = (self.nodes[from].place, self.nodes[to].place);
         self.swarm(from, Input::Connected { peer: peers.1, place: places.1 });
         self.swarm(to, Input::Connected { peer: peers.0, place: places.0 });
-    }
-
-    pub(super) fn lost(&mut self, node: usize, dead: usize) {
-        let peer = self.nodes[dead].peer;
-        if self.nodes[node].disconnect(dead) {
-            self.swarm(node, Input::Disconnected { peer });
-            self.tracker(node, tracker::Input::Disconnected { peer });
-        }
     }
 }
 

@@ -39,12 +39,14 @@ impl World {
             Output::CancelPull { pull } => self.cancel(node, pull),
             Output::PullOrigin { digest, run, from, until, before } => {
                 let blob = self.blob(&digest);
-                self.checks
-                    .rule(before.is_none_or(|before| before == self.blobs[blob].state(from)), || format!("node {node} streams from a false state"));
+                self.checks.rule(before.is_none_or(|before| before == self.blobs[blob].state(from)), || {
+                    format!("node {node} streams from a false state")
+                });
                 self.origin.request(node, run, blob, from, until, before.is_none());
                 self.nodes[node].streams += 1;
                 self.tally.fetchers_max = self.tally.fetchers_max.max(self.origin.fetchers());
-                self.push(self.plan.origin_latency.0, Event::Streaming(node, run));
+                self.request(node, run);
+                self.faults_at_holder();
             }
             Output::StopOrigin { run, .. } => self.stop_stream(node, run),
             Output::Serve { ask } => self.serve(node, ask),
@@ -84,6 +86,7 @@ impl World {
         let holding = &mut self.nodes[node].holdings[blob];
         self.checks
             .rule(holding.have.contains(chunk), || format!("chunk {} arrived at node {node} without bytes", chunk.0));
+        holding.arrived.insert(chunk);
         if !self.plan.readers || chunk != holding.reader {
             return;
         }
@@ -110,9 +113,14 @@ impl World {
         if new && self.nodes[node].is_complete() {
             self.unfinished -= 1;
         }
-        // All say the same, so the first to have it lends its word: ten thousand copies would fill the memory.
-        let author = self.nodes[node].peer;
-        let segments = self.sealed[blob].get_or_insert_with(|| self.blobs[blob].segments(author)).clone();
+        let segments = self.seal(node, blob);
         self.push(Duration::ZERO, Event::Swarm(node, Input::Sealed { digest: *digest, segments }));
+    }
+
+    /// The whole chain of a layer, signed. All say the same, so the first to have it lends its word: ten thousand copies would
+    /// fill the memory.
+    pub(super) fn seal(&mut self, node: usize, blob: usize) -> Vec<Arc<Segment>> {
+        let author = self.nodes[node].peer;
+        self.sealed[blob].get_or_insert_with(|| self.blobs[blob].segments(author)).clone()
     }
 }

@@ -17,7 +17,7 @@ impl World {
         let Some(stream) = self.origin.streams.get(&(node, run)).copied() else { return };
         self.note(9, node, run.0);
         let blob = &self.blobs[stream.blob];
-        let (digest, size, bytes) = (blob.digest, blob.layout.size(), blob.layout.len(stream.chunk));
+        let (digest, size, bytes) = (blob.digest, blob.layout.size(), stream.comes(blob.layout.len(stream.chunk)));
         let cap = self.plan.origin_connection_rate.map(|rate| rate.bytes_per_second());
         let flow = self.start(self.origin_path(node), cap, bytes, Carrier::Stream(node, run));
         self.origin.streams.insert((node, run), Stream { flow: Some(flow), ..stream });
@@ -30,7 +30,8 @@ impl World {
         let Some(stream) = self.origin.streams.get(&(node, run)).copied() else { return };
         let blob = &self.blobs[stream.blob];
         let left = stream.flow.map_or(0, |flow| self.net.left(self.now, flow));
-        let (digest, bytes) = (blob.digest, stream.bytes + blob.layout.len(stream.chunk).saturating_sub(left));
+        let bytes = stream.bytes + stream.comes(blob.layout.len(stream.chunk)).saturating_sub(left);
+        let digest = blob.digest;
         self.note(12, node, bytes);
         self.swarm(node, Input::OriginProgress { digest, run, bytes });
         self.push(LOOK, Event::Looked(node, run));
@@ -42,13 +43,17 @@ impl World {
         let (blob, chunk, flow) = (stream.blob, stream.chunk, stream.flow);
         let truth = &self.blobs[blob];
         let bytes = truth.layout.len(chunk);
+        if stream.comes(bytes) < bytes {
+            self.refused(node, run, None);
+            return;
+        }
         stream.bytes += bytes;
         stream.chunk = chunk.next();
         let (so_far, digest, last) = (stream.bytes, truth.digest, truth.layout.last());
         let end = chunk == last || stream.until == Some(chunk.next());
         let link_end = if chunk == last { LinkEnd::Digest(digest) } else { LinkEnd::State(truth.state(chunk.next())) };
         let link_end = (!stream.raw).then_some(link_end);
-        let next_bytes = if end { 0 } else { truth.layout.len(chunk.next()) };
+        let next_bytes = if end { 0 } else { stream.comes(truth.layout.len(chunk.next())) };
         self.origin.bytes[blob] += bytes;
         self.note(10, node, u64::from(chunk.0));
         if let Some(flow) = flow {
@@ -71,7 +76,7 @@ impl World {
         if end {
             self.swarm(node, Input::OriginEnded { digest, run, failure: None });
         }
-        self.kill_at_progress();
+        self.faults_at_progress();
     }
 
     /// A node hashes a chunk that it has stored.
@@ -86,9 +91,10 @@ impl World {
             LinkEnd::State(truth.state(chunk.next()))
         };
         let bytes = truth.layout.len(chunk) as f64;
-        let took = self.plan.verify_rate.map_or(Duration::ZERO, |rate| {
-            Duration::from_secs_f64(bytes / rate.bytes_per_second() as f64)
-        });
+        let took = self
+            .plan
+            .verify_rate
+            .map_or(Duration::ZERO, |rate| Duration::from_secs_f64(bytes / rate.bytes_per_second() as f64));
         self.push(took, Event::Swarm(node, Input::Hashed { digest, chunk, end: Some(end) }));
     }
 
@@ -97,9 +103,12 @@ impl World {
         self.nodes[node].streams -= 1;
         let Some(flow) = stream.flow else { return };
         let left = self.stop(flow);
-        let sent = self.blobs[stream.blob].layout.len(stream.chunk).saturating_sub(left);
+        let sent = stream.comes(self.blobs[stream.blob].layout.len(stream.chunk)).saturating_sub(left);
         self.origin.bytes[stream.blob] += sent;
         self.tally.wasted_bytes += sent;
         self.tally.zones[self.plan.topology.site(node).zone].origin += sent;
+        let bin = self.bin();
+        bin.down += sent;
+        bin.origin += sent;
     }
 }

@@ -37,6 +37,7 @@ counts! {
     Missing "missing",
     Peers "peers",
     Pulls "pulls",
+    Restarts "restarts",
     Revoked "revoked",
     Segment "segment",
     Stalls "stalls",

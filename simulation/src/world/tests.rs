@@ -84,3 +84,103 @@ fn an_announcement_counts_once_and_only_of_what_is_there() {
     assert_eq!(checks.count(), 2);
     assert_eq!(checks.breaches().len(), 2);
 }
+
+/// Ten nodes, 16 MiB at 20 MB/s, so that all are done after about a second.
+fn small(text: &str) -> Plan {
+    let base =
+        "nodes = 10\nlayers = [\"16MiB\"]\nlink_up = \"20MB/s\"\nlink_down = \"20MB/s\"\norigin_rate = \"20MB/s\"";
+    let mut table: toml::Table = base.parse().unwrap();
+    table.extend(text.parse::<toml::Table>().unwrap());
+    Plan::parse(&table.to_string(), &[]).unwrap()
+}
+
+fn ended(text: &str) -> Report {
+    World::new(&small(text)).unwrap().run()
+}
+
+#[test]
+fn survivors_of_a_crash_of_half_of_all_nodes_get_their_layers() {
+    let report = ended(
+        "faults = [{ at = 0.5, who = \"lease-holder\" }, { at = 0.5, who = \"trackers\" }, { at = 0.5, who = 0.5 }]\n\
+         dht = { trackers = 2 }",
+    );
+    assert_eq!(report.unmet, Vec::<String>::new());
+    assert!(report.counts["deaths"] >= 5 && report.counts["deaths"] <= 8, "{report}");
+}
+
+#[test]
+fn a_restarted_node_goes_on_with_what_its_disk_keeps() {
+    let restarted = |disk: &str| {
+        let text = format!("faults = [{{ at = 0.7, who = 3, kind = \"restart\", after = \"1s\", disk = \"{disk}\" }}]");
+        let mut world = World::new(&small(&text)).unwrap();
+        while world.generations[3] == 0 {
+            assert!(world.step());
+        }
+        assert!(!world.nodes[3].alive);
+        while !world.nodes[3].alive {
+            assert!(world.step());
+        }
+        let kept = world.nodes[3].holdings[0].have.len();
+        let report = world.run();
+        assert_eq!(report.unmet, Vec::<String>::new());
+        assert_eq!(report.counts["restarts"], 1);
+        (kept, report)
+    };
+    let ((kept, with), (lost, without)) = (restarted("kept"), restarted("lost"));
+    assert!(kept > 0 && lost == 0, "{kept} {lost}");
+    assert!(with.max_s < without.max_s, "{} {}", with.max_s, without.max_s);
+    assert!(with.max_over_bound >= 1.0 && without.max_over_bound >= 1.0, "{with}\n{without}");
+}
+
+#[test]
+fn a_complete_node_that_lost_its_disk_fetches_all_anew_from_its_peers() {
+    let report = ended(
+        "faults = [{ at = \"1.5s\", who = 3, kind = \"restart\", after = \"1s\", disk = \"lost\" }]\n\
+         late = [{ nodes = 1, at = \"6s\" }]",
+    );
+    assert_eq!(report.unmet, Vec::<String>::new());
+    assert_eq!((report.counts["restarts"], report.origin_blob_gets), (1, 1));
+}
+
+#[test]
+fn every_node_can_be_restarted_one_after_another() {
+    let report = ended("faults = [{ at = \"0.2s\", over = \"8s\", who = 1.0, kind = \"restart\", after = \"0.5s\" }]");
+    assert_eq!(report.unmet, Vec::<String>::new());
+    assert!(report.counts["restarts"] >= 2, "{report}");
+}
+
+#[test]
+fn racks_and_zones_go_down_together() {
+    let place = "topology = { zones = 2, racks = 2 }\n";
+    let dead = |who: &str| ended(&format!("{place}faults = [{{ at = 0.3, who = \"{who}\" }}]")).counts["deaths"];
+    assert_eq!((dead("rack:0"), dead("rack:3"), dead("zone:1")), (3, 2, 5));
+    assert!([2, 3].contains(&dead("rack")));
+}
+
+#[test]
+fn a_fault_of_the_lease_holder_waits_until_there_is_one() {
+    let report = ended("faults = [{ at = \"0s\", who = \"lease-holder\" }]");
+    assert_eq!((report.counts["deaths"], report.unmet), (1, Vec::<String>::new()));
+}
+
+#[test]
+fn nobody_asks_an_origin_that_said_when_to_come_back_before_that() {
+    let report = ended("origin_trouble = [{ to = \"1s\", kind = \"429\", retry_after = \"2s\" }]");
+    assert_eq!(report.unmet, Vec::<String>::new());
+    assert!(report.max_s >= 2.0 + report.bound_s && report.origin_blob_gets <= 4, "{report}");
+}
+
+#[test]
+fn bodies_that_are_cut_short_are_asked_for_again_from_there() {
+    let report = ended("origin_trouble = [{ to = \"5s\", kind = \"truncate\", share = 0.7 }]");
+    assert_eq!(report.unmet, Vec::<String>::new());
+    assert!(report.origin_blob_gets >= 2 && report.origin_copies < 1.5, "{report}");
+}
+
+#[test]
+fn an_outage_breaks_off_what_is_on_its_way_and_the_rest_comes_after_it() {
+    let report = ended("origin_trouble = [{ from = \"0.4s\", to = \"3s\", kind = \"outage\" }]");
+    assert_eq!(report.unmet, Vec::<String>::new());
+    assert!(report.max_s > 3.0 && report.origin_blob_gets >= 3, "{report}");
+    assert!(report.origin_copies > 1.0 && report.origin_copies < 1.5, "{report}");
+}

@@ -50,6 +50,11 @@ impl World {
         let Some(ask) = self.asks.get_mut(id.0) else { return };
         ask.stage = Stage::Waiting;
         let Ask { receiver, sender, blob, chunk, .. } = *ask;
+        if !self.nodes[sender].is_connected(receiver) {
+            // It went down, and the receiver has not noticed yet.
+            self.asks.remove(id.0);
+            return;
+        }
         self.note(6, sender, u64::from(chunk.0));
         self.tally.load.message(sender, self.now);
         let (digest, peer) = (self.blobs[blob].digest, self.nodes[receiver].peer);
@@ -70,7 +75,8 @@ impl World {
         }
         self.nodes[sender].uploads += 1;
         let uploads = self.nodes[sender].uploads;
-        self.checks.rule(uploads <= self.uploads_max, || format!("node {sender} serves {uploads} chunks at once"));
+        self.checks
+            .rule(uploads <= self.limits.uploads_max, || format!("node {sender} serves {uploads} chunks at once"));
         let (path, bytes) = (self.path(sender, receiver), self.blobs[blob].layout.len(chunk));
         let flow = self.start(path, None, bytes, Carrier::Chunk(id));
         if let Some(ask) = self.asks.get_mut(id.0) {

@@ -98,7 +98,7 @@ fn an_importer_that_beats_but_does_not_move_is_replaced() {
     let grant = rig.answer(2, at(2, 0)).0.expect("the first of its zone imports");
     let place = Place { zone: 2, rack: 0 };
     let mut replaced = Vec::new();
-    for step in 0..20 {
+    for step in 0..40 {
         rig.join(1, Join { place: Place { zone: 1, rack: 0 }, ..beat(first(), step) });
         rig.join(2, Join { place, ..beat(grant, 0) });
         rig.join(3, at(2, 0));
