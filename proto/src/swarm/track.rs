@@ -15,13 +15,9 @@ use crate::{
 
 /// A fetch that gets nothing for so long looks whether its tracker is alive. The first that joins becomes the lease
 /// holder, most often the tracker itself, so the two die together, long before the connection is found dead.
-<<<<<<< HEAD
-const HUNGER: Duration = Duration::from_millis(500);
+const HUNGER: Duration = Duration::from_millis(300);
 /// So long a holder reports more often, so that a slow one is found out before much is lost.
 const YOUTH: Duration = Duration::from_secs(1);
-=======
-const HUNGER: Duration = Duration::from_millis(300);
->>>>>>> w-lead
 /// A tracker that is connected and does not answer a heartbeat of a hungry fetch for so long is taken for dead.
 const SILENCE: Duration = Duration::from_millis(400);
 
