@@ -57,9 +57,10 @@ impl World {
         let end = chunk == last || stream.until == Some(chunk.next());
         // It ends when its last chunk is written.
         stream.flow = flow.filter(|_| !end);
-        let link_end = if chunk == last { LinkEnd::Digest(digest) } else { LinkEnd::State(truth.state(chunk.next())) };
-        let link_end = (!stream.raw).then_some(link_end);
->>>>>>> w-env
+        let link_end = stream.state.map(|before| truth.link(before, chunk, Bytes::TRUE));
+        if let Some(LinkEnd::State(state)) = link_end {
+            stream.state = Some(state);
+        }
         let next_bytes = if end { 0 } else { stream.comes(truth.layout.len(chunk.next())) };
         self.origin.bytes[blob] += bytes;
         self.note(10, node, u64::from(chunk.0));
@@ -106,15 +107,6 @@ impl World {
     pub(super) fn hash(&mut self, node: usize, digest: Digest, chunk: ChunkIndex, before: State) {
         let blob = self.blob(&digest);
         let truth = &self.blobs[blob];
-<<<<<<< HEAD
-        let stored = self.nodes[node].holdings[blob].have.contains(chunk);
-        self.checks.rule(stored && before == truth.state(chunk), || format!("node {node} hashes what it cannot"));
-        let end = if chunk == truth.layout.last() {
-            LinkEnd::Digest(digest)
-        } else {
-            LinkEnd::State(truth.state(chunk.next()))
-        };
-=======
         let holding = &self.nodes[node].holdings[blob];
         let sound = holding.have.contains(chunk) && (self.forgers || before == truth.state(chunk));
         self.checks.rule(sound, || format!("node {node} hashes what it cannot"));
