@@ -55,6 +55,8 @@ impl World {
         stream.chunk = chunk.next();
         let (so_far, digest, last) = (stream.bytes, truth.digest, truth.layout.last());
         let end = chunk == last || stream.until == Some(chunk.next());
+        // It ends when its last chunk is written.
+        stream.flow = flow.filter(|_| !end);
         let link_end = stream.state.map(|before| truth.link(before, chunk, Bytes::TRUE));
         if let Some(LinkEnd::State(state)) = link_end {
             stream.state = Some(state);
@@ -126,5 +128,22 @@ impl World {
         let bin = self.bin();
         bin.down += sent;
         bin.origin += sent;
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use crate::world::{World, tests::small};
+
+    #[test]
+    fn a_stream_is_over_when_its_last_chunk_is_written() {
+        let mut world = World::new(&small("write_rate = \"10MB/s\"")).unwrap();
+        let mut most = 0;
+        while world.step() {
+            most = most.max(world.origin.streams.len());
+        }
+        assert!(most > 0 && world.origin.streams.is_empty());
+        assert!(world.nodes.iter().all(|node| node.streams == 0 && node.holdings[0].have.is_full()));
     }
 }
