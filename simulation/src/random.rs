@@ -221,8 +221,7 @@ impl Draw {
         }
         if self.chance(0.3) {
             self.table("[topology]");
-            let (zones, racks, over) =
-                (self.rng.random_range(1..=3), self.rng.random_range(1..=4), self.log(1.0, 8.0));
+            let (zones, racks, over) = (self.rng.random_range(1..=3), self.rng.random_range(1..=4), self.log(1.0, 8.0));
             self.key("zones", zones);
             self.key("racks", racks);
             self.key("oversubscription", format!("{over:.2}"));

@@ -373,7 +373,7 @@ impl Fetch {
         }
         self.duty = Duty::default();
         for (peer, remote) in self.remotes.take() {
-            if remote.subscribed {
+            if remote.subscribed && cx.is_up(peer) {
                 cx.send(peer, Message::Unsubscribe { digest: self.digest });
             }
         }

@@ -95,9 +95,12 @@ impl Lease {
     }
 
     pub(super) fn deadline(&self) -> Option<Time> {
-        let open = if self.runs.is_empty() { self.not_before } else { None };
-        let probe = if self.runs.is_empty() { None } else { self.connections.due() };
-        open.into_iter().chain(probe).min()
+        if self.runs.is_empty() {
+            return self.not_before;
+        }
+        // While it pauses or is asked back, nothing comes of another measurement.
+        let probe = self.connections.due().filter(|_| !self.ending);
+        probe.map(|due| self.not_before.map_or(due, |pause| pause.max(due)))
     }
 }
 

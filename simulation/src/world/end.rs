@@ -34,7 +34,11 @@ impl World {
         let ended = Ended {
             at: after(self.now),
             fates: self.nodes.iter().map(fate).collect(),
-            done: self.nodes.iter().map(|node| node.completed().map(after).filter(|_| !node.gone && node.lie.is_none())).collect(),
+            done: self
+                .nodes
+                .iter()
+                .map(|node| node.completed().map(after).filter(|_| !node.gone && node.lie.is_none()))
+                .collect(),
             unmet_count,
             unmet,
             origin_bytes: self.origin.bytes.iter().sum(),

@@ -81,9 +81,9 @@ impl World {
         let good = if ask.sound {
             ask.bytes == Bytes::TRUE
         } else {
-            self.claims.get(&id.0).is_some_and(|claim| {
-                claim.end == Some(truth.link(claim.before, ask.chunk, ask.bytes))
-            })
+            self.claims
+                .get(&id.0)
+                .is_some_and(|claim| claim.end == Some(truth.link(claim.before, ask.chunk, ask.bytes)))
         };
         if good { Verdict::Good } else { Verdict::Corrupt }
     }

@@ -30,7 +30,9 @@ impl World {
         let (sender, blob) = (number(from), self.blob(digest));
         let truth = &self.blobs[blob];
         let sound = expected == truth.expected(chunk);
-        self.checks.rule(sound || self.forgers && expected.end.is_some(), || format!("node {node} pulls chunk {} without knowing its link", chunk.0));
+        self.checks.rule(sound || self.forgers && expected.end.is_some(), || {
+            format!("node {node} pulls chunk {} without knowing its link", chunk.0)
+        });
         let needed = !self.nodes[node].holdings[blob].have.contains(chunk);
         self.checks.rule(needed, || format!("node {node} pulls chunk {} that it has", chunk.0));
         let stage = Stage::Sent;
