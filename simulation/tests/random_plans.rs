@@ -14,10 +14,16 @@ use std::{
 
 use shoal_simulation::{Plan, World, random::random_plan, seeds::Seeds};
 
+/// No more messages than this come to a node within a second, in plans of so few nodes.
+const STORM: u64 = 100_000;
+
 /// Runs a plan; returns what went wrong.
 fn failures(plan: &Plan) -> Option<String> {
     let run = panic::catch_unwind(|| World::new(plan).unwrap().run());
     match run {
+        Ok(report) if report.busiest_messages_per_s > STORM => {
+            Some(format!("{} messages a second at one node", report.busiest_messages_per_s))
+        }
         Ok(report) if report.is_met() => None,
         Ok(report) => Some(format!("{} unmet: {}", report.unmet_count, report.unmet.join("; "))),
         Err(_) => Some("it panicked".to_owned()),

@@ -32,13 +32,12 @@ impl World {
         let mut net = Net::default();
         let origin = Origin::new(net.link(plan.origin_rate.bytes_per_second()), blobs.len());
         let mut nodes: Vec<Node> = Vec::new();
-        let lies = plan.lies();
         let mut dht = Dht::new(plan.dht.providers_max);
-        for at in 0..plan.nodes {
+        for (at, lie) in plan.lies().into_iter().enumerate() {
             let links = (net.link(plan.link_up.bytes_per_second()), net.link(plan.link_down.bytes_per_second()));
             let mut node = Node::new(seed, at, Self::place(plan, at), &limits, links, &blobs);
-            node.lie = lies[at];
-            node.signs = signs(plan, at, lies[at]);
+            node.lie = lie;
+            node.signs = signs(plan, at, lie);
             dht.join(node.peer);
             nodes.push(node);
         }

@@ -55,7 +55,6 @@ impl World {
             busiest_messages_per_s: u64::from(self.tally.load.most()),
             slices: slices.collect(),
             zones: self.tally.zones,
-            ..Ended::default()
         };
         Report::new(&self.plan, ended)
     }
