@@ -3,34 +3,35 @@
 
 pub mod client;
 pub mod cluster;
+pub mod fault;
 pub mod image;
+pub mod layers;
 pub mod origin;
 mod progress;
 pub mod ready;
 pub mod report;
+mod rollout;
 pub mod scratch;
 pub mod usage;
 
 use std::{
     io::{self, Write as _},
     process::ExitCode,
-    sync::{Arc, atomic::AtomicU64},
-    time::Instant,
 };
 
-use futures_util::future::join_all;
 use shoal_proto::units::{ByteSize, Rate};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use self::{
-    client::{Pull, PullError},
-    cluster::{Cluster, ClusterError, ClusterOptions, Node, Received},
+    cluster::{Cluster, ClusterError, ClusterOptions, Node},
+    fault::Fault,
     image::{Image, ImageError, ImageSpec},
+    layers::Layers,
     origin::{Origin, OriginOptions},
     progress::Progress,
-    report::{NodeReport, OriginReport, Report, Words, human},
+    report::{Broken, Caps, OriginReport, Report, Words, human},
+    rollout::Rollout,
     scratch::ScratchError,
-    usage::Usage,
 };
 
 /// The name of the embedded origin among the nodes' upstreams.
@@ -47,18 +48,21 @@ pub struct DemoArgs {
     /// How many daemons pull the image
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=500))]
     pub nodes: u16,
-    /// Size of the image, all layers together
-    #[arg(long, value_name = "SIZE", default_value = "512MiB")]
-    pub size: ByteSize,
-    /// Layers of the image, of uneven sizes
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=127))]
-    pub layers: u8,
+    /// Size of the image, all layers together [default: 512MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub size: Option<ByteSize>,
+    /// Layers of the image: how many, of uneven sizes; or the size of each, in place of --size: 160MiB,64MiB
+    #[arg(long, value_name = "N|SIZE,...", default_value_t = Layers::Count(3))]
+    pub layers: Layers,
     /// Cap on what each node sends to peers, and on what it receives, for example 25MB/s or 1Gbit/s
     #[arg(long, value_name = "RATE")]
     pub link_rate: Option<Rate>,
     /// Cap on what the origin sends to all nodes together
     #[arg(long, value_name = "RATE")]
     pub origin_rate: Option<Rate>,
+    /// Break something on the way, and see that the rollout goes on
+    #[arg(long, value_name = "FAULT")]
+    pub fault: Option<Fault>,
     /// Leave everything running until ctrl-c, for pulls by docker, podman or containerd
     #[arg(long)]
     pub keep: bool,
@@ -70,6 +74,9 @@ pub struct DemoArgs {
 /// Why a demo cannot be shown. That a node fails to pull is no error but part of the report.
 #[derive(Debug, thiserror::Error)]
 pub enum DemoError {
+    /// Options that do not go together.
+    #[error("{0}")]
+    Usage(String),
     /// No room.
     #[error(transparent)]
     Scratch(#[from] ScratchError),
@@ -89,23 +96,54 @@ pub enum DemoError {
     Cluster(#[from] ClusterError),
 }
 
+impl DemoError {
+    /// Whether the command line is to blame.
+    #[must_use]
+    pub const fn is_usage(&self) -> bool {
+        matches!(self, Self::Usage(_) | Self::Image(ImageError::Shape { .. }))
+    }
+}
+
 fn system(what: &'static str) -> impl FnOnce(io::Error) -> DemoError {
     move |source| DemoError::System { what, source }
 }
 
-/// Runs the demo and prints its report. Exit code 0 if every node has every byte, 1 if not, 130 after ctrl-c.
+impl DemoArgs {
+    /// The bytes of each layer, if all options go together.
+    fn check(&self) -> Result<Vec<u64>, DemoError> {
+        let refused = |why: &str| Err(DemoError::Usage(why.into()));
+        if self.size.is_some() && matches!(self.layers, Layers::Sizes(_)) {
+            return refused("--size: the sizes that --layers gives already say it; leave it out");
+        }
+        if let Some(fault) = self.fault {
+            let named = clap::ValueEnum::to_possible_value(&fault);
+            let name = named.as_ref().map_or("", clap::builder::PossibleValue::get_name);
+            let checked = fault.check(self.nodes, self.link_rate);
+            checked.map_err(|why| DemoError::Usage(format!("--fault {name}: {why}")))?;
+        }
+        let sizes = self.layers.sizes(self.size)?;
+        match sizes.iter().try_fold(0_u64, |sum, size| sum.checked_add(*size)) {
+            Some(_) => Ok(sizes),
+            None => refused("--layers: too large"),
+        }
+    }
+}
+
+/// Runs the demo and prints its report. Exit code 0 if every surviving node has every byte and what was to break did, 1
+/// if not, 130 after ctrl-c.
 ///
 /// # Errors
 /// See [`DemoError`]. Whatever the outcome: no process and no file is left behind.
 pub async fn run(args: DemoArgs) -> Result<ExitCode, DemoError> {
+    let sizes = args.check()?;
     // A few sockets and pipes for each node go beyond the usual soft limit in large demos.
     crate::daemon::raise_file_limit();
     let mut signals = Signals::new().map_err(system("listen for signals"))?;
     let progress = Progress::new(args.json);
-    let scratch = scratch::create(scratch::needed(args.size.0, args.nodes.into()))?;
+    let scratch = scratch::create(scratch::needed(sizes.iter().sum(), args.nodes.into()))?;
     let mut cluster = Cluster::default();
     let played = tokio::select! {
-        played = play(&args, progress, scratch.path(), &mut cluster) => played.map(Some),
+        played = play(&args, sizes, progress, scratch.path(), &mut cluster) => played.map(Some),
         () = signals.next() => Ok(None),
     };
     let outcome = match played {
@@ -114,7 +152,7 @@ pub async fn run(args: DemoArgs) -> Result<ExitCode, DemoError> {
                 progress::warn(&how_to_pull(cluster.nodes()));
                 signals.next().await;
             }
-            Ok(if report.verified() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+            Ok(if report.succeeded() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Ok(None) => Ok(ExitCode::from(INTERRUPTED)),
         Err(error) => Err(error),
@@ -146,110 +184,53 @@ impl Signals {
 
 async fn play(
     args: &DemoArgs,
+    sizes: Vec<u64>,
     progress: Progress,
     dir: &std::path::Path,
     cluster: &mut Cluster,
 ) -> Result<(Report, Origin), DemoError> {
     let nodes = usize::from(args.nodes);
-    let layers = report::counted(args.layers.into(), "layer");
-    progress.say(&format!("Generating an image of {} in {layers}", human(args.size.0)));
-    let image = generate(args, dir).await?;
+    let layers = report::counted(sizes.len() as u64, "layer");
+    progress.say(&format!("Generating an image of {} in {layers}", human(sizes.iter().sum())));
+    let image = generate(sizes, dir).await?;
     let origin = Origin::start(OriginOptions { rate: args.origin_rate, ..OriginOptions::of(image.clone()) });
     let origin = origin.await.map_err(system("start the origin registry"))?;
     let daemons = report::counted(args.nodes.into(), "daemon");
     progress.say(&format!("Starting {daemons} beside an origin registry at {}", origin.address()));
-    let options = ClusterOptions {
+    let mut options = ClusterOptions {
         program: std::env::current_exe().map_err(system("find the program itself"))?,
         dir: dir.to_owned(),
         nodes,
         upstreams: vec![format!("{UPSTREAM}=http://{}", origin.address())],
         link_rate: args.link_rate,
-        flags: Vec::new(),
+        ..ClusterOptions::default()
     };
+    if let Some(fault) = args.fault {
+        fault.prepare(&mut options);
+    }
     cluster.start(&options).await?;
     progress.say(&format!("Pulling {UPSTREAM}/{REPOSITORY}:{TAG} through every daemon at the same instant"));
     let http = client::plain().map_err(io::Error::other).map_err(system("start an HTTP client"))?;
-    let nodes = roll_out(&http, cluster.nodes(), &image, progress).await;
-    let bound = report::bound_seconds(image.bytes(), nodes.len(), args.origin_rate, args.link_rate);
-    let report = Report::new(image.bytes(), bound, nodes, OriginReport::new(origin.counts(), image.bytes()));
+    let rollout = Rollout { http: &http, nodes: cluster.nodes(), image: &image, origin: &origin, fault: args.fault };
+    let (reports, struck) = rollout.run(progress).await;
+    let counts = origin.counts();
+    let story = match &struck {
+        Some(struck) => struck.story(cluster.nodes(), &counts).await,
+        None => None,
+    };
+    let slow = args.fault.and_then(|fault| fault.slow_node(nodes));
+    let broken = Broken { fault: args.fault, story, slow };
+    let caps = Caps { origin: args.origin_rate, link: args.link_rate };
+    let report = Report::new(image.bytes(), caps, reports, OriginReport::new(counts, image.bytes()), broken);
     print(args, &image, &report).map_err(system("write the report"))?;
     Ok((report, origin))
 }
 
-async fn generate(args: &DemoArgs, dir: &std::path::Path) -> Result<Image, DemoError> {
-    let spec = ImageSpec {
-        repository: REPOSITORY.into(),
-        tag: TAG.into(),
-        layers_bytes: args.size.0,
-        layers: args.layers.into(),
-        seed: SEED,
-    };
+async fn generate(layers: Vec<u64>, dir: &std::path::Path) -> Result<Image, DemoError> {
+    let spec = ImageSpec { repository: REPOSITORY.into(), tag: TAG.into(), layers, seed: SEED };
     let dir = dir.to_owned();
     let made = tokio::task::spawn_blocking(move || Image::generate(&dir, &spec)).await;
     Ok(made.map_err(io::Error::other).map_err(system("generate the image"))??)
-}
-
-/// The image through every node, from one common start.
-async fn roll_out(http: &reqwest::Client, nodes: &[Node], image: &Image, progress: Progress) -> Vec<NodeReport> {
-    let before: Vec<(Usage, Received)> = join_all(nodes.iter().map(async |node| {
-        // A node that cannot tell fails its pull too, and that will be in the report.
-        (node.usage(), node.received().await.unwrap_or_default())
-    }))
-    .await;
-    let received: Vec<Arc<AtomicU64>> = nodes.iter().map(|_| Arc::default()).collect();
-    let names: Vec<&str> = nodes.iter().map(|node| node.name.as_str()).collect();
-    let start = Instant::now();
-    let pulls = join_all(nodes.iter().zip(&received).map(async |(node, received)| {
-        let pull = Pull {
-            registry: node.addresses.registry,
-            repository: format!("{UPSTREAM}/{REPOSITORY}"),
-            tag: TAG.into(),
-            manifest: image.manifest.digest,
-        };
-        let outcome = client::pull(http, &pull, received).await;
-        (outcome, start.elapsed().as_secs_f64())
-    }));
-    let pulled = tokio::select! {
-        pulled = pulls => pulled,
-        () = progress.watch(&names, &received, image.bytes()) => Vec::new(),
-    };
-    let reports = nodes.iter().zip(before).zip(pulled);
-    join_all(reports.map(async |((node, before), (outcome, seconds))| {
-        node_report(node, before, outcome, seconds, image.bytes()).await
-    }))
-    .await
-}
-
-async fn node_report(
-    node: &Node,
-    (idle, before): (Usage, Received),
-    outcome: Result<u64, PullError>,
-    seconds: f64,
-    expected: u64,
-) -> NodeReport {
-    let verified = match outcome {
-        Ok(bytes) => bytes == expected,
-        Err(error) => {
-            progress::warn(&format!("{}: {error}{}", node.name, node.log_tail()));
-            false
-        }
-    };
-    let after = node.received().await;
-    if let Err(why) = &after {
-        progress::warn(&format!("{}: cannot ask what it received: {why}", node.name));
-    }
-    let after = after.ok();
-    let usage = node.usage();
-    NodeReport {
-        name: node.name.clone(),
-        seconds: verified.then(|| report::rounded(seconds, 4)),
-        from_origin: after.map(|after| after.from_origin.saturating_sub(before.from_origin)),
-        from_peers: after.map(|after| after.from_peers.saturating_sub(before.from_peers)),
-        verified,
-        rss_idle_bytes: idle.rss_bytes,
-        rss_peak_bytes: usage.rss_peak_bytes,
-        cpu_seconds: usage.cpu_seconds.map(|seconds| report::rounded(seconds, 2)),
-    }
 }
 
 fn print(args: &DemoArgs, image: &Image, report: &Report) -> io::Result<()> {

@@ -54,9 +54,10 @@ fn run(args: Args) -> Result<ExitCode, Failure> {
         Command::Pull(args) => on_one_thread(pull::run(args, output)),
         Command::Key(args) => key::run(args, output),
         Command::Configure(args) => configure::run(args, output),
-        Command::Demo(args) => daemon::runtime()?
-            .block_on(demo::run(args))
-            .map_err(|error| Failure::new(failure::GENERAL, format!("the demo failed: {error}"))),
+        Command::Demo(args) => daemon::runtime()?.block_on(demo::run(args)).map_err(|error| {
+            let code = if error.is_usage() { failure::USAGE } else { failure::GENERAL };
+            Failure::new(code, format!("the demo failed: {error}"))
+        }),
     }
 }
 

@@ -12,7 +12,7 @@ mod announce;
 mod lookup;
 mod providers;
 mod queries;
-mod seeds;
+pub(crate) mod seeds;
 mod swarm;
 mod task;
 #[cfg(test)]
@@ -162,6 +162,12 @@ impl Dht {
         let task = Task::new(swarm, own, listening, seeds, orders, Arc::clone(&announcements), ready_set);
         tokio::spawn(task.run(stop.clone()));
         Ok((Self { own, commands, announcements, ready, stop }, bound))
+    }
+
+    /// This node, as others know it.
+    #[must_use]
+    pub const fn own(&self) -> Contact {
+        self.own
     }
 
     /// [`Self::trackers`] and [`Self::holders`] of `key`, at the same time.

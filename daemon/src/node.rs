@@ -11,6 +11,7 @@ mod obey;
 mod origin_run;
 mod parts;
 mod read;
+mod rendezvous;
 #[cfg(test)]
 mod tests;
 mod through;
@@ -42,7 +43,7 @@ use self::{
     through::Through,
     vouched::Shelf,
 };
-pub use self::{fetch::Fetch, flight::Advance, parts::Parts, read::Blob};
+pub use self::{fetch::Fetch, flight::Advance, parts::Parts, read::Blob, rendezvous::Rendezvous};
 use crate::{
     metrics::Metrics,
     origin::{OriginError, Source},

@@ -192,6 +192,12 @@ impl DataPlane {
         self.inner.dial(contact);
     }
 
+    /// Who is at an address; None if nobody answers within a second. They have shown a key, and not proven the secret:
+    /// that is for [`Self::dial`].
+    pub async fn identify(&self, address: SocketAddr) -> Option<PeerId> {
+        self.inner.identify(address).await
+    }
+
     /// Queues a message for a peer. Messages of one session arrive in order.
     ///
     /// # Errors
@@ -222,8 +228,23 @@ impl DataPlane {
         expected_bytes: u64,
         deadline: Duration,
     ) -> Result<Vec<Bytes>, PullError> {
+        self.pull_watched(peer, ask, expected_bytes, deadline, || {}).await
+    }
+
+    /// [`Self::pull`], and calls `came` whenever some of the bytes are here: a slow link takes long for a whole chunk.
+    ///
+    /// # Errors
+    /// See [`PullError`].
+    pub async fn pull_watched(
+        &self,
+        peer: PeerId,
+        ask: Ask,
+        expected_bytes: u64,
+        deadline: Duration,
+        came: impl Fn(),
+    ) -> Result<Vec<Bytes>, PullError> {
         let connection = self.inner.peers().session(peer).ok_or(PullError::Link)?.connection.clone();
-        pull::pull(connection, self.inner.download.clone(), ask, expected_bytes, deadline).await
+        pull::pull(connection, self.inner.download.clone(), ask, expected_bytes, deadline, came).await
     }
 
     /// All peers with a session.

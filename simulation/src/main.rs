@@ -6,8 +6,10 @@ use clap::{Parser, Subcommand};
 use shoal_simulation::{
     Plan, Report,
     compare::compare,
+    live,
     page::page,
     plan,
+    random::random_plan,
     results::{Line, Results},
     seeds::{Seeds, Work, tell_of_panics},
 };
@@ -58,12 +60,20 @@ enum Command {
         #[arg(short, long, default_value = "report.html")]
         output: String,
     },
+    /// Run a plan with real daemons on this machine too, and print both results side by side
+    ///
+    /// The daemons are those of `shoal demo`. A plan that asks for what a demo cannot do is refused, key by key.
+    Live(live::Arguments),
 }
 
 #[derive(Debug, clap::Args)]
 struct Run {
     /// Name of a plan, or path of one that ends in .toml.
-    plan: String,
+    #[arg(required_unless_present = "random")]
+    plan: Option<String>,
+    /// Run the short plan drawn at random from this seed, in place of a named one.
+    #[arg(long, value_name = "SEED", conflicts_with = "plan")]
+    random: Option<u64>,
     /// Seed of all chance, in place of the plan's. The same seed gives the same run, event by event.
     #[arg(long)]
     seed: Option<u64>,
@@ -103,9 +113,11 @@ fn failed(report: &Report) {
 }
 
 fn run(run: &Run) -> Result<ExitCode, String> {
-    let plan = Plan::load(&run.plan, &run.settings).map_err(|error| error.to_string())?;
+    let drawn = run.random.map(|seed| format!("random-{seed}"));
+    let name = run.plan.clone().or(drawn).unwrap_or_default();
+    let plan = Plan::load(&name, &run.settings).map_err(|error| error.to_string())?;
     let (seed, about) = (run.seed.unwrap_or(plan.seed), plan.about.clone());
-    let work = Work { name: &run.plan, settings: &run.settings, plan };
+    let work = Work { name: &name, settings: &run.settings, plan };
     let Some(seeds) = &run.seeds else {
         let report = work.run(seed).map_err(|error| error.to_string())?;
         out(if run.json { json(&report)? } else { report.to_string().trim_end().to_owned() });
@@ -126,7 +138,7 @@ fn run(run: &Run) -> Result<ExitCode, String> {
         }
     };
     let reports = work.run_all(seeds, usize::from(run.jobs), each).map_err(|error| error.to_string())?;
-    let results = Results::new(&run.plan, &about, &run.settings, reports);
+    let results = Results::new(&name, &about, &run.settings, reports);
     out(if run.json { json(&results)? } else { results.to_string().trim_end().to_owned() });
     Ok(if results.is_met() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -141,8 +153,9 @@ fn plans(plan: Option<&str>) -> Result<String, String> {
         let lines: Vec<String> = plan::PLANS.iter().map(|(name, _)| format!("{name:15} {}", about(name))).collect();
         return Ok(lines.join("\n"));
     };
+    let drawn = name.strip_prefix("random-").and_then(|seed| seed.parse().ok()).map(random_plan);
     let text = plan::PLANS.iter().find(|(known, _)| *known == name).map(|(_, text)| text.trim_end().to_owned());
-    text.ok_or_else(|| plan::PlanError::Unknown(name.to_owned()).to_string())
+    text.or(drawn).ok_or_else(|| plan::PlanError::Unknown(name.to_owned()).to_string())
 }
 
 fn read(path: &str) -> Result<Vec<Results>, String> {
@@ -152,6 +165,11 @@ fn read(path: &str) -> Result<Vec<Results>, String> {
 fn obey(command: &Command) -> Result<ExitCode, String> {
     match command {
         Command::Run(options) => return run(options),
+        Command::Live(arguments) => {
+            let (text, code) = live::run(arguments).map_err(|error| error.to_string())?;
+            out(text.trim_end());
+            return Ok(code);
+        }
         Command::Plans { plan } => out(plans(plan.as_deref())?),
         Command::Compare { a, b } => out(compare(&read(a)?, &read(b)?).trim_end()),
         Command::Report { result, output } => {

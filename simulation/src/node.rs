@@ -1,13 +1,14 @@
 //! A node of the world: its two machines, and what it truly has and does.
 
 use std::{
+    collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
 
 use shoal_proto::{
-    chain::State,
+    chain::{Expected, LinkEnd, State},
     chunk::{ChunkIndex, ChunkSet, Layout},
     claim::{Segment, Signature},
     digest::Digest,
@@ -19,7 +20,10 @@ use shoal_proto::{
     wire::SEGMENT_STATES_MAX,
 };
 
-use crate::{net::LinkId, plan::Window};
+use crate::{
+    net::LinkId,
+    plan::{Lie, Window},
+};
 
 /// A layer that all nodes want. Its states are made up: nothing is hashed in this world.
 #[derive(Debug, Clone)]
@@ -30,6 +34,17 @@ pub struct Blob {
     pub layout: Layout,
 }
 
+/// What a chunk's bytes are: nothing is hashed here, so bytes are known by who made them up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bytes(pub u32);
+
+impl Bytes {
+    /// The layer's own.
+    pub const TRUE: Self = Self(0);
+    /// Such as fit no chain.
+    pub const WRONG: Self = Self(u32::MAX);
+}
+
 /// A node.
 #[derive(Debug)]
 pub struct Node {
@@ -38,6 +53,10 @@ pub struct Node {
     pub(crate) swarm: Swarm,
     pub(crate) tracker: Tracker,
     pub(crate) place: Place,
+    /// How it lies.
+    pub(crate) lie: Option<Lie>,
+    /// The chain that it signs.
+    pub(crate) signs: Bytes,
     /// Whether it is up.
     pub(crate) alive: bool,
     /// Whether it is down for good.
@@ -102,6 +121,8 @@ pub struct Holding {
     pub(crate) arrived: ChunkSet,
     /// What the next process finds of it.
     pub(crate) restored: Option<Restored>,
+    /// Chunks whose bytes are not the layer's, and what they are.
+    pub(crate) wrong: BTreeMap<ChunkIndex, Bytes>,
     /// The chunk that the local reader needs next.
     pub(crate) reader: ChunkIndex,
     pub(crate) proven: Option<Time>,
@@ -122,28 +143,67 @@ impl Blob {
     /// The state in front of a chunk.
     #[must_use]
     pub fn state(&self, chunk: ChunkIndex) -> State {
+        self.state_of(Bytes::TRUE, chunk)
+    }
+
+    /// The state in front of a chunk if all bytes before it are such.
+    fn state_of(&self, bytes: Bytes, chunk: ChunkIndex) -> State {
         if chunk == ChunkIndex::FIRST {
             return State::INITIAL;
         }
         let mut state = [0; 32];
         state.copy_from_slice(&self.digest.as_bytes()[..32]);
         state[..4].copy_from_slice(&chunk.0.to_le_bytes());
+        for (byte, mark) in state[4..8].iter_mut().zip(bytes.0.to_le_bytes()) {
+            *byte ^= mark;
+        }
         State(state)
     }
 
+    /// What the link of a chunk with such bytes ends in.
+    #[must_use]
+    pub fn link(&self, before: State, chunk: ChunkIndex, bytes: Bytes) -> LinkEnd {
+        let (known, last) = (before == self.state_of(bytes, chunk), chunk == self.layout.last());
+        if known && !last {
+            return LinkEnd::State(self.state_of(bytes, chunk.next()));
+        }
+        if known && bytes == Bytes::TRUE {
+            return LinkEnd::Digest(self.digest);
+        }
+        // Anything else that follows from these bytes and from what is in front of them.
+        let words = before.0.chunks_exact(8).map(|word| word.iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte)));
+        let seed = words.fold(u64::from(bytes.0) << 32 | u64::from(chunk.0), mix);
+        let end = name(seed, usize::MAX);
+        if last { LinkEnd::Digest(Digest::sha256(end)) } else { LinkEnd::State(State(end)) }
+    }
+
+    /// What the link of a chunk must be.
+    #[must_use]
+    pub fn expected(&self, chunk: ChunkIndex) -> Expected {
+        let before = self.state(chunk);
+        Expected { before, end: Some(self.link(before, chunk, Bytes::TRUE)) }
+    }
+
     /// One node's word for the states from `from` up to `until`, both included.
-    fn segment(&self, author: PeerId, from: ChunkIndex, until: ChunkIndex) -> Arc<Segment> {
-        let states = (from.0..=until.0).map(|chunk| self.state(ChunkIndex(chunk))).collect();
+    fn segment(&self, author: PeerId, bytes: Bytes, from: ChunkIndex, until: ChunkIndex) -> Arc<Segment> {
+        let states = (from.0..=until.0).map(|chunk| self.state_of(bytes, ChunkIndex(chunk))).collect();
         Arc::new(Segment { author, from, states, signature: Signature([0; 64]) })
     }
 
     /// One node's word for the whole chain.
     #[must_use]
     pub fn segments(&self, author: PeerId) -> Vec<Arc<Segment>> {
+        self.segments_of(author, Bytes::TRUE)
+    }
+
+    /// One node's word for the chain of such bytes.
+    #[must_use]
+    pub fn segments_of(&self, author: PeerId, bytes: Bytes) -> Vec<Arc<Segment>> {
         let last = self.layout.last();
         let step = SEGMENT_STATES_MAX as u32 - 1;
         let starts = (0..last.0.max(1)).step_by(step as usize);
-        starts.map(|from| self.segment(author, ChunkIndex(from), ChunkIndex((from + step).min(last.0)))).collect()
+        let until = |from: u32| ChunkIndex((from + step).min(last.0));
+        starts.map(|from| self.segment(author, bytes, ChunkIndex(from), until(from))).collect()
     }
 }
 
@@ -163,6 +223,8 @@ impl Node {
             swarm: Swarm::new(peer, place, limits.clone(), own),
             tracker: Tracker::new(limits.clone(), own ^ 1),
             place,
+            lie: None,
+            signs: Bytes::TRUE,
             alive: true,
             gone: false,
             removed: false,
@@ -204,7 +266,7 @@ impl Node {
     /// Whether the run waits for it.
     #[must_use]
     pub fn counts_as_unfinished(&self) -> bool {
-        !self.gone && !self.is_complete()
+        !self.gone && self.lie.is_none() && !self.is_complete()
     }
 
     /// Whether there is a connection with another node.
@@ -244,10 +306,34 @@ impl Node {
 }
 
 impl Holding {
+    /// What the bytes of a chunk are.
+    pub(crate) fn bytes(&self, chunk: ChunkIndex) -> Bytes {
+        self.wrong.get(&chunk).copied().unwrap_or(Bytes::TRUE)
+    }
+
+    /// A chunk is stored; returns whether it is new.
+    pub(crate) fn store(&mut self, chunk: ChunkIndex, bytes: Bytes) -> bool {
+        if bytes != Bytes::TRUE {
+            self.wrong.insert(chunk, bytes);
+        } else if !self.wrong.is_empty() {
+            self.wrong.remove(&chunk);
+        }
+        self.have.insert(chunk)
+    }
+
+    /// All that is stored is dropped.
+    pub(crate) fn discard(&mut self) {
+        let count = self.have.capacity();
+        (self.have, self.arrived) = (ChunkSet::empty(count), ChunkSet::empty(count));
+        self.wrong.clear();
+        self.reader = ChunkIndex::FIRST;
+    }
+
     fn new(blob: &Blob) -> Self {
         let have = ChunkSet::empty(blob.layout.count());
         let arrived = have.clone();
-        Self { have, arrived, restored: None, reader: ChunkIndex::FIRST, proven: None, failed: None }
+        let wrong = BTreeMap::new();
+        Self { have, arrived, restored: None, wrong, reader: ChunkIndex::FIRST, proven: None, failed: None }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use shoal_proto::{chunk::ChunkIndex, swarm::RunId};
+use shoal_proto::{chain::State, chunk::ChunkIndex, swarm::RunId};
 
 use crate::net::{FlowId, LinkId};
 
@@ -35,8 +35,8 @@ pub struct Stream {
     pub(crate) flow: Option<FlowId>,
     /// Bytes sent.
     pub(crate) bytes: u64,
-    /// Its node does not know the state in front of its first chunk.
-    pub(crate) raw: bool,
+    /// The state in front of the chunk that is being sent, if its node knew that of the first.
+    pub(crate) state: Option<State>,
     /// The answer ends after so many bytes, whatever was asked for.
     pub(crate) cut: Option<u64>,
 }
@@ -53,10 +53,10 @@ impl Origin {
         blob: usize,
         from: ChunkIndex,
         until: Option<ChunkIndex>,
-        raw: bool,
+        state: Option<State>,
     ) {
         self.gets[blob] += 1;
-        self.streams.insert((node, run), Stream { blob, chunk: from, until, flow: None, bytes: 0, raw, cut: None });
+        self.streams.insert((node, run), Stream { blob, chunk: from, until, flow: None, bytes: 0, state, cut: None });
     }
 
     /// Nodes that stream, or wait for their streams to begin.

@@ -22,6 +22,8 @@ use shoal_proto::{
     units::{ByteSize, Rate},
 };
 
+use crate::random::random_plan;
+
 pub use arrivals::{Base, Late, Poisson};
 pub use built_in::PLANS;
 pub use dht::DhtPlan;
@@ -162,12 +164,15 @@ impl Default for Plan {
 }
 
 impl Plan {
-    /// A plan by its name or by a path that ends in `.toml`, with settings `key=value` in place of what it says.
+    /// A plan by its name (`random-7`: the one drawn at random from 7) or by a path that ends in `.toml`, with settings `key=value` in place of what it says.
     /// Keys of tables are written with a dot (`limits.pulls_max=8`); values are TOML, or texts without quotes.
     ///
     /// # Errors
     /// Whatever [`PlanError`] says.
     pub fn load(name: &str, settings: &[String]) -> Result<Self, PlanError> {
+        if let Some(seed) = name.strip_prefix("random-").and_then(|seed| seed.parse().ok()) {
+            return Self::parse(&random_plan(seed), settings);
+        }
         let known = PLANS.iter().find(|(known, _)| *known == name).map(|(_, text)| (*text).to_owned());
         let text = match known {
             Some(text) => text,

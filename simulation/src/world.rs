@@ -12,6 +12,7 @@ mod end;
 mod fault;
 mod find;
 mod harm;
+mod lie;
 mod links;
 mod message;
 mod orders;
@@ -25,11 +26,11 @@ mod transfer;
 mod trouble;
 mod work;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use rand_pcg::Pcg64Mcg;
 use shoal_proto::{
-    chain::LinkEnd,
+    chain::{Expected, LinkEnd},
     chunk::ChunkIndex,
     claim::Segment,
     digest::Digest,
@@ -45,14 +46,14 @@ use self::{
     harm::Cut,
     links::Links,
     queue::{Queue, Slab},
-    tally::Tally,
+    tally::{Count, Tally},
     work::Costs,
 };
 use crate::{
     check::Checks,
     dht::Dht,
     net::{FOREVER, FlowId, Net, Soonest},
-    node::{Blob, Node, mix, number},
+    node::{Blob, Bytes, Node, mix, number},
     origin::Origin,
     plan::Plan,
     report::Report,
@@ -89,6 +90,14 @@ pub struct World {
     /// What the plan leaves to chance while the world runs.
     chance: Pcg64Mcg,
     limits: Limits,
+    /// Whether anybody lies.
+    liars: bool,
+    /// Whether somebody signs false states.
+    forgers: bool,
+    /// What each of them hands out for each layer.
+    forged: BTreeMap<(usize, usize), Vec<Arc<Segment>>>,
+    /// What asks expect that follow a false claim, by [`AskId`].
+    claims: BTreeMap<u64, Expected>,
     pub(crate) checks: Checks,
     tally: Tally,
     trace: u64,
@@ -207,6 +216,10 @@ struct Ask {
     pull: PullId,
     stage: Stage,
     flow: Option<FlowId>,
+    /// What its sender sends.
+    bytes: Bytes,
+    /// Whether its receiver expects the true link.
+    sound: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -240,6 +253,8 @@ const READER: ReaderId = ReaderId(0);
 const LOOK: Duration = Duration::from_millis(250);
 /// A machine that had time gets it again after this at the earliest, however soon it wants it.
 const TURN: Duration = Duration::from_micros(1);
+/// So often machines may want time again as soon as they had it; then the run ends.
+const SPINS_MAX: u64 = 100_000;
 
 impl World {
     /// Runs to the end and reports; `wall_s` is left at 0.
@@ -256,7 +271,9 @@ impl World {
         let queued = self.queue.due();
         let timer = self.timers.moment();
         let next = ends.min(queued).min(timer);
-        if self.unfinished == 0 && self.pending == 0 || next == FOREVER || next > Time::ZERO + self.plan.limit.0 {
+        let spins = self.tally.counted(Count::Spins) >= SPINS_MAX;
+        let over = self.unfinished == 0 && self.pending == 0 || spins;
+        if over || next == FOREVER || next > Time::ZERO + self.plan.limit.0 {
             return false;
         }
         self.now = self.now.max(next);
@@ -429,6 +446,11 @@ impl World {
         match machine {
             Machine::Swarm => self.swarm(node, Input::Elapsed),
             Machine::Tracker => self.tracker(node, tracker::Input::Elapsed),
+        }
+        if self.timers.get(place) <= self.now {
+            self.tally.count(Count::Spins);
+            let sound = self.tally.counted(Count::Spins) != SPINS_MAX;
+            self.checks.rule(sound, || format!("node {node} wants time again and again and does nothing with it"));
         }
         self.timers.raise(place, self.now + TURN);
     }

@@ -8,6 +8,7 @@
 mod clients;
 mod config;
 mod crash;
+mod demo;
 mod deploy;
 mod hostile;
 mod namespaces;

@@ -208,12 +208,17 @@ mod tests {
     use super::*;
     use crate::demo::{
         image::{Image, ImageSpec},
+        layers::uneven,
         origin::{Origin, OriginOptions},
     };
 
     async fn origin(dir: &tempfile::TempDir) -> (Image, Origin, Pull) {
-        let spec =
-            ImageSpec { repository: "demo/image".into(), tag: "v1".into(), layers_bytes: 3 << 20, layers: 5, seed: 1 };
+        let spec = ImageSpec {
+            repository: "demo/image".into(),
+            tag: "v1".into(),
+            layers: uneven(3 << 20, 5).unwrap(),
+            seed: 1,
+        };
         let image = Image::generate(dir.path(), &spec).unwrap();
         let origin = Origin::start(OriginOptions::of(image.clone())).await.unwrap();
         let pull = Pull {

@@ -26,7 +26,8 @@ pub const LAYER_MIN: u64 = 4096;
 /// Most layers of an image: what container engines can mount.
 pub const LAYERS_MAX: usize = 127;
 
-const TAR_BLOCK: u64 = 512;
+/// What the size of a tar is a multiple of.
+pub(super) const TAR_BLOCK: u64 = 512;
 /// A header in front of the file, two empty blocks at the end of the archive.
 const TAR_OVERHEAD: u64 = 3 * TAR_BLOCK;
 /// Bytes that are generated, hashed and written in one go.
@@ -39,10 +40,8 @@ pub struct ImageSpec {
     pub repository: String,
     /// Tag of the manifest.
     pub tag: String,
-    /// Bytes in all layers together; rounded down to a multiple of 512.
-    pub layers_bytes: u64,
-    /// How many layers, 1 to [`LAYERS_MAX`].
-    pub layers: usize,
+    /// Bytes of each layer, lowest first; rounded down to a multiple of 512.
+    pub layers: Vec<u64>,
     /// The same seed gives the same image.
     pub seed: u64,
 }
@@ -143,8 +142,13 @@ impl Image {
     /// # Errors
     /// See [`ImageError`].
     pub fn generate(dir: &Path, spec: &ImageSpec) -> Result<Self, ImageError> {
-        let sizes = split(spec.layers_bytes, spec.layers)
-            .ok_or(ImageError::Shape { bytes: spec.layers_bytes, layers: spec.layers })?;
+        let sizes: Vec<u64> = spec.layers.iter().map(|size| size / TAR_BLOCK * TAR_BLOCK).collect();
+        if sizes.is_empty() || sizes.len() > LAYERS_MAX || sizes.iter().any(|size| *size < LAYER_MIN) {
+            return Err(ImageError::Shape {
+                bytes: sizes.iter().fold(0, |sum, size| sum.saturating_add(*size)),
+                layers: sizes.len(),
+            });
+        }
         let layers = generate_layers(dir, spec.seed, &sizes)?;
         let config = config(&layers);
         let manifest = manifest(&config, &layers);
@@ -161,29 +165,6 @@ impl Image {
     pub fn bytes(&self) -> u64 {
         self.manifest.size + self.blobs().map(|blob| blob.size).sum::<u64>()
     }
-}
-
-/// Uneven sizes, as images have: the first layer is the largest, each next one smaller (1, 1/2, 1/3, ...).
-fn split(bytes: u64, layers: usize) -> Option<Vec<u64>> {
-    if layers == 0 || layers > LAYERS_MAX {
-        return None;
-    }
-    let count = layers as u64;
-    let spare = bytes.checked_sub(count * LAYER_MIN)?;
-    let scale = 1 << 20;
-    let weights: Vec<u64> = (1..=count).map(|rank| scale / rank).collect();
-    let total: u128 = weights.iter().map(|&weight| u128::from(weight)).sum();
-    let mut sizes: Vec<u64> = weights
-        .iter()
-        .map(|&weight| {
-            let share = u128::from(spare) * u128::from(weight) / total;
-            let share = u64::try_from(share).unwrap_or(spare);
-            LAYER_MIN + share / TAR_BLOCK * TAR_BLOCK
-        })
-        .collect();
-    let rest = bytes - sizes.iter().sum::<u64>();
-    sizes[0] += rest / TAR_BLOCK * TAR_BLOCK;
-    Some(sizes)
 }
 
 fn generate_layers(dir: &Path, seed: u64, sizes: &[u64]) -> io::Result<Vec<Blob>> {
@@ -314,23 +295,26 @@ fn architecture() -> &'static str {
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
+    use crate::demo::layers::uneven;
 
-    fn spec(layers_bytes: u64, layers: usize, seed: u64) -> ImageSpec {
-        ImageSpec { repository: "demo/image".into(), tag: "v1".into(), layers_bytes, layers, seed }
+    fn spec(bytes: u64, layers: usize, seed: u64) -> ImageSpec {
+        ImageSpec { repository: "demo/image".into(), tag: "v1".into(), layers: uneven(bytes, layers).unwrap(), seed }
     }
 
     #[test]
-    fn layers_are_uneven_and_add_up_to_the_size_asked_for() {
-        for (bytes, layers) in [(4096, 1), (3 << 20, 3), (512 << 20, 5), (1 << 40, LAYERS_MAX), (4096 * 127 + 512, 127)]
-        {
-            let sizes = split(bytes, layers).unwrap();
-            assert_eq!(sizes.len(), layers);
-            assert_eq!(sizes.iter().sum::<u64>(), bytes);
-            assert!(sizes.iter().all(|size| *size >= LAYER_MIN && size % TAR_BLOCK == 0));
-        }
-        assert!(split(3 << 20, 3).unwrap().is_sorted_by(|a, b| a > b));
-        for (bytes, layers) in [(4095, 1), (1 << 20, 0), (8191, 2), (1 << 40, LAYERS_MAX + 1)] {
-            assert_eq!(split(bytes, layers), None);
+    fn layers_have_the_sizes_asked_for_but_for_what_a_tar_cannot_have() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = Image::generate(dir.path(), &ImageSpec { layers: vec![4096, 100_000, 8192], ..spec(4096, 1, 1) });
+        let sizes: Vec<u64> = image.unwrap().layers.iter().map(|layer| layer.size).collect();
+        assert_eq!(sizes, [4096, 99_840, 8192]);
+    }
+
+    #[test]
+    fn an_image_has_layers_and_none_is_too_small_for_a_tar() {
+        let dir = tempfile::tempdir().unwrap();
+        for layers in [vec![], vec![4095], vec![8192, 0], vec![4096; LAYERS_MAX + 1]] {
+            let refused = Image::generate(dir.path(), &ImageSpec { layers, ..spec(4096, 1, 1) });
+            assert!(matches!(refused, Err(ImageError::Shape { .. })), "{refused:?}");
         }
     }
 

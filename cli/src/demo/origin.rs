@@ -1,5 +1,5 @@
 //! A small origin registry on loopback: the pull half of the OCI distribution API over generated images, with counters, a log
-//! of requests and a real rate cap. It behaves; it has no faults to inject.
+//! of requests and a real rate cap. It behaves, until it is told to break off.
 
 use std::{
     io,
@@ -9,6 +9,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use axum::{
@@ -24,7 +25,7 @@ use futures_util::{Stream, stream};
 use serde::Serialize;
 use shoal_daemon::rate::Bucket;
 use shoal_proto::{digest::Digest, units::Rate};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::watch, time::Instant};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::image::{Blob, Image, MANIFEST_TYPE};
@@ -74,6 +75,10 @@ pub struct OriginCounts {
     pub manifest_gets: u64,
     /// HEADs of either.
     pub heads: u64,
+    /// GETs of either that it answered with 429; they are not among the others.
+    pub refused: u64,
+    /// Bodies that it broke off.
+    pub broken: u64,
 }
 
 /// One line of the request log.
@@ -108,6 +113,9 @@ impl Origin {
             images: options.images,
             piece: options.rate.map_or(PIECE_MAX, piece),
             bucket: Bucket::optional(options.rate),
+            sent: watch::Sender::new(0),
+            bodies: Mutex::new(stop.child_token()),
+            refusing: Mutex::default(),
             counters: Counters::default(),
             log: Mutex::default(),
             stop: stop.clone(),
@@ -132,13 +140,28 @@ impl Origin {
     /// What it was asked for and has sent so far.
     #[must_use]
     pub fn counts(&self) -> OriginCounts {
-        let Counters { body_bytes, blob_gets, manifest_gets, heads } = &self.shared.counters;
+        let Counters { blob_gets, manifest_gets, heads, refused, broken } = &self.shared.counters;
         OriginCounts {
-            body_bytes: body_bytes.load(Ordering::Relaxed),
+            body_bytes: *self.shared.sent.borrow(),
             blob_gets: blob_gets.load(Ordering::Relaxed),
             manifest_gets: manifest_gets.load(Ordering::Relaxed),
             heads: heads.load(Ordering::Relaxed),
+            refused: refused.load(Ordering::Relaxed),
+            broken: broken.load(Ordering::Relaxed),
         }
+    }
+
+    /// Waits until it has sent so many bytes of bodies, which may never be.
+    pub async fn sent(&self, bytes: u64) {
+        // The sender lives as long as this.
+        self.shared.sent.subscribe().wait_for(|sent| *sent >= bytes).await.ok();
+    }
+
+    /// Breaks off all bodies that it is sending, and answers every GET with 429 and `Retry-After: 1` for so long.
+    pub fn refuse(&self, time: Duration) {
+        *self.shared.refusing.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + time);
+        let next = self.shared.stop.child_token();
+        std::mem::replace(&mut *self.shared.bodies.lock().unwrap_or_else(PoisonError::into_inner), next).cancel();
     }
 
     /// The first 10,000 requests, in the order of their answers.
@@ -153,17 +176,31 @@ struct Shared {
     images: Vec<Image>,
     bucket: Bucket,
     piece: usize,
+    /// Bytes of bodies.
+    sent: watch::Sender<u64>,
+    /// Cancelled to break off the bodies that are being sent; those that come later have another one.
+    bodies: Mutex<CancellationToken>,
+    /// GETs are refused until then.
+    refusing: Mutex<Option<Instant>>,
     counters: Counters,
     log: Mutex<Vec<OriginRequest>>,
     stop: CancellationToken,
 }
 
+impl Shared {
+    fn is_refusing(&self) -> bool {
+        let until = *self.refusing.lock().unwrap_or_else(PoisonError::into_inner);
+        until.is_some_and(|until| Instant::now() < until)
+    }
+}
+
 #[derive(Debug, Default)]
 struct Counters {
-    body_bytes: AtomicU64,
     blob_gets: AtomicU64,
     manifest_gets: AtomicU64,
     heads: AtomicU64,
+    refused: AtomicU64,
+    broken: AtomicU64,
 }
 
 async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response {
@@ -195,18 +232,27 @@ fn route(shared: &Arc<Shared>, method: &Method, path: &str, headers: &HeaderMap)
             return refuse(StatusCode::NOT_FOUND, "MANIFEST_UNKNOWN", "manifest unknown");
         };
         let counter = if head { &shared.counters.heads } else { &shared.counters.manifest_gets };
-        counter.fetch_add(1, Ordering::Relaxed);
-        return content(shared, manifest, MANIFEST_TYPE, head, headers);
+        return limited(shared, head, counter, || content(shared, manifest, MANIFEST_TYPE, head, headers));
     }
     if let Some((repository, reference)) = rest.rsplit_once("/blobs/") {
         let Some(blob) = find_blob(&shared.images, repository, reference) else {
             return refuse(StatusCode::NOT_FOUND, "BLOB_UNKNOWN", "blob unknown to registry");
         };
         let counter = if head { &shared.counters.heads } else { &shared.counters.blob_gets };
-        counter.fetch_add(1, Ordering::Relaxed);
-        return content(shared, blob, "application/octet-stream", head, headers);
+        return limited(shared, head, counter, || content(shared, blob, "application/octet-stream", head, headers));
     }
     refuse(StatusCode::NOT_FOUND, "UNSUPPORTED", "not part of the pull API")
+}
+
+/// The answer to a request for what it has; 429 to a GET while it refuses.
+fn limited(shared: &Shared, head: bool, counter: &AtomicU64, answer: impl FnOnce() -> Response) -> Response {
+    if !head && shared.is_refusing() {
+        shared.counters.refused.fetch_add(1, Ordering::Relaxed);
+        let refusal = refuse(StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", "too many requests");
+        return ([(header::RETRY_AFTER, "1")], refusal).into_response();
+    }
+    counter.fetch_add(1, Ordering::Relaxed);
+    answer()
 }
 
 fn find_manifest<'a>(images: &'a [Image], repository: &str, reference: &str) -> Option<&'a Blob> {
@@ -293,7 +339,8 @@ fn piece(rate: Rate) -> usize {
 }
 
 fn send(shared: Arc<Shared>, blob: Blob, range: Range<u64>) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
-    stream::try_unfold((shared, blob, range), move |(shared, blob, range)| async move {
+    let over = shared.bodies.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    stream::try_unfold((shared, blob, range, over), move |(shared, blob, range, over)| async move {
         if range.is_empty() {
             return Ok(None);
         }
@@ -304,11 +351,14 @@ fn send(shared: Arc<Shared>, blob: Blob, range: Range<u64>) -> impl Stream<Item 
         };
         let piece = tokio::select! {
             piece = piece => piece?,
-            () = shared.stop.cancelled() => return Err(io::Error::other("the origin is stopped")),
+            () = over.cancelled() => {
+                shared.counters.broken.fetch_add(1, Ordering::Relaxed);
+                return Err(io::Error::other("the origin breaks off"));
+            }
         };
-        shared.counters.body_bytes.fetch_add(length as u64, Ordering::Relaxed);
+        shared.sent.send_modify(|sent| *sent += length as u64);
         let rest = range.start + length as u64..range.end;
-        Ok(Some((piece, (shared, blob, rest))))
+        Ok(Some((piece, (shared, blob, rest, over))))
     })
 }
 
@@ -327,11 +377,12 @@ mod tests {
     use shoal_proto::digest::Algorithm;
 
     use super::*;
-    use crate::demo::image::ImageSpec;
+    use crate::demo::{image::ImageSpec, layers::uneven};
 
-    async fn origin(layers_bytes: u64, rate: Option<Rate>) -> (tempfile::TempDir, Image, Origin) {
+    async fn origin(bytes: u64, rate: Option<Rate>) -> (tempfile::TempDir, Image, Origin) {
         let dir = tempfile::tempdir().unwrap();
-        let spec = ImageSpec { repository: "demo/image".into(), tag: "v1".into(), layers_bytes, layers: 3, seed: 1 };
+        let layers = uneven(bytes, 3).unwrap();
+        let spec = ImageSpec { repository: "demo/image".into(), tag: "v1".into(), layers, seed: 1 };
         let image = Image::generate(dir.path(), &spec).unwrap();
         let origin = Origin::start(OriginOptions { rate, ..OriginOptions::of(image.clone()) }).await.unwrap();
         (dir, image, origin)
@@ -362,7 +413,8 @@ mod tests {
             assert_eq!(response.content_length(), Some(blob.size));
             assert_eq!(Digest::of(Algorithm::Sha256, &response.bytes().await.unwrap()), blob.digest);
         }
-        let counts = OriginCounts { body_bytes: image.bytes(), blob_gets: 4, manifest_gets: 1, heads: 0 };
+        let counts =
+            OriginCounts { body_bytes: image.bytes(), blob_gets: 4, manifest_gets: 1, ..OriginCounts::default() };
         assert_eq!(origin.counts(), counts);
         assert_eq!(origin.requests()[1].target, "/v2/demo/image/manifests/v1");
         assert_eq!(origin.requests().len(), 6);
@@ -441,5 +493,27 @@ mod tests {
             }
         };
         assert!(error.is_body() || error.is_decode(), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn while_it_refuses_gets_are_answered_with_429_and_what_it_was_sending_is_broken_off() {
+        let (_dir, image, origin) = origin(3 << 20, Some(Rate(100_000))).await;
+        let target = url(&origin, &format!("demo/image/blobs/{}", image.layers[0].digest));
+        let mut response = reqwest::get(&target).await.unwrap();
+        origin.sent(1).await;
+        origin.refuse(Duration::from_secs(3600));
+        while let Ok(piece) = response.chunk().await {
+            assert!(piece.is_some(), "the body must not end as if complete");
+        }
+        for target in [target.clone(), url(&origin, "demo/image/manifests/v1")] {
+            let refused = reqwest::get(target).await.unwrap();
+            assert_eq!((refused.status().as_u16(), &refused.headers()["retry-after"]), (429, &"1".parse().unwrap()));
+        }
+        let head = reqwest::Client::new().head(&target).send().await.unwrap();
+        assert_eq!(head.status(), 200, "HEADs go on");
+        let counts = origin.counts();
+        assert_eq!((counts.refused, counts.broken, counts.blob_gets, counts.manifest_gets), (2, 1, 1, 0));
+        origin.refuse(Duration::ZERO);
+        assert_eq!(reqwest::get(&target).await.unwrap().status(), 200);
     }
 }

@@ -13,7 +13,7 @@ use tokio::{net::lookup_host, time::timeout};
 use crate::dht::DhtError;
 
 /// Bootstrap entries that are used.
-pub(super) const SEEDS_MAX: usize = 64;
+pub(crate) const SEEDS_MAX: usize = 64;
 
 /// Addresses kept of one resolution. A headless service may name thousands of pods.
 const ADDRESSES_MAX: usize = 256;
@@ -23,25 +23,25 @@ const RESOLVE_DEADLINE: Duration = Duration::from_secs(3);
 
 /// A bootstrap entry: a host, which may stand for many nodes, and their port.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Seed {
+pub(crate) struct Seed {
     host: String,
     port: u16,
 }
 
 /// Where the seeds lead now.
 #[derive(Debug, Default)]
-pub(super) struct Resolved {
+pub(crate) struct Resolved {
     /// All addresses, shuffled, at most [`ADDRESSES_MAX`].
-    pub(super) addresses: Vec<SocketAddr>,
+    pub(crate) addresses: Vec<SocketAddr>,
     /// Hosts that could not be resolved, and why.
-    pub(super) failed: Vec<(String, String)>,
+    pub(crate) failed: Vec<(String, String)>,
 }
 
 /// Reads bootstrap entries.
 ///
 /// # Errors
 /// [`DhtError::Bootstrap`] names the first entry that cannot be read; [`DhtError::BootstrapCount`] if they are too many.
-pub(super) fn parse(entries: &[String]) -> Result<Vec<Seed>, DhtError> {
+pub(crate) fn parse(entries: &[String]) -> Result<Vec<Seed>, DhtError> {
     if entries.len() > SEEDS_MAX {
         return Err(DhtError::BootstrapCount { given: entries.len() });
     }
@@ -84,7 +84,7 @@ fn seed(host: String, port: u16) -> Option<Seed> {
 }
 
 /// Looks up all seeds at the same time. Takes a few seconds at most.
-pub(super) async fn resolve(seeds: Vec<Seed>) -> Resolved {
+pub(crate) async fn resolve(seeds: Vec<Seed>) -> Resolved {
     let mut resolved = Resolved::default();
     let answers = join_all(seeds.iter().map(resolve_one)).await;
     for (seed, answer) in seeds.into_iter().zip(answers) {

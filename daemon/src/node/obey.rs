@@ -91,7 +91,10 @@ impl Driver {
         self.tasks.spawn(async move {
             let key = parts.secret.blob_key(&digest);
             let trackers = async {
-                let trackers = parts.dht.trackers(key).await;
+                let mut trackers = parts.dht.trackers(key).await;
+                if trackers.iter().all(|tracker| tracker.peer == parts.identity.peer()) {
+                    trackers = parts.rendezvous.trackers(&parts.plane, &digest).await;
+                }
                 facts.send(Fact::Swarm(Input::Located { digest, trackers })).await.ok();
             };
             let holders = async {
@@ -375,6 +378,9 @@ impl Driver {
             Event::CorruptChunk { peer, digest, chunk } => {
                 tracing::warn!(%peer, digest = %digest.short(), chunk = chunk.0, "a peer sent a corrupt chunk");
             }
+            Event::Convicted { peer, digest } => {
+                tracing::warn!(%peer, digest = %digest.short(), "a peer signed a false claim; its word counts no more");
+            }
             Event::Disputed { digest } => {
                 metrics.claims_disputed.inc();
                 tracing::warn!(digest = %digest.short(), "two claims for one digest");
@@ -398,7 +404,7 @@ impl Driver {
 async fn pull_chunk(parts: &Parts, job: &Job, peer: PeerId, ask: Ask, expected: Expected) -> Verdict {
     let Some(partial) = partial_of(job).await else { return Verdict::Disk };
     let bytes = partial.layout().len(ask.chunk);
-    let frames = match parts.plane.pull(peer, ask, bytes, PULL_DEADLINE).await {
+    let frames = match parts.plane.pull_watched(peer, ask, bytes, PULL_DEADLINE, || job.flight.stirred()).await {
         Ok(frames) => frames,
         Err(PullError::Busy) => return Verdict::Busy,
         Err(PullError::Missing) => return Verdict::Missing,

@@ -6,7 +6,7 @@ use shoal_proto::{limits::Limits, peer::Place};
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Flights, Node, Shared, driver::Driver, vouched::Shelf};
+use super::{Flights, Node, Shared, driver::Driver, rendezvous::Rendezvous, vouched::Shelf};
 use crate::{
     dht::Dht,
     identity::Identity,
@@ -36,6 +36,8 @@ pub struct Parts {
     pub verifier: Verifier,
     /// Trackers and holders.
     pub dht: Dht,
+    /// Trackers where the DHT names none but this node.
+    pub rendezvous: Rendezvous,
     /// Messages and chunks.
     pub plane: DataPlane,
     /// Upstream registries.

@@ -17,6 +17,7 @@ use shoal_proto::{
 use tokio_util::task::TaskTracker;
 
 use super::{
+    Rendezvous,
     driver::{Driver, Fact},
     job::Job,
     *,
@@ -55,6 +56,7 @@ async fn world() -> World {
         secret: Secret::none(),
         store: store.clone(),
         verifier: Verifier::default(),
+        rendezvous: Rendezvous::new(dht.own(), &[]).unwrap(),
         dht,
         plane,
         origin: Origin::new(OriginTimeouts::default(), Vec::new(), Arc::default()),

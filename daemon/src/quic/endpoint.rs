@@ -17,7 +17,7 @@ use super::{
     BindError, DataPlaneConfig, PlaneEvent,
     close::Close,
     handshake::{Control, Handshake, HandshakeError},
-    limits::{self, CONNECT_DEADLINE, HANDSHAKES_MAX, HANDSHAKES_TRUSTED, PROOF_DEADLINE},
+    limits::{self, CONNECT_DEADLINE, HANDSHAKES_MAX, HANDSHAKES_TRUSTED, IDENTIFY_DEADLINE, PROOF_DEADLINE},
     peers::{Acceptance, Attempt, GivenUp, Peers},
     session::{self, Running, Session},
     socket::{self, CappedSocket},
@@ -184,7 +184,7 @@ impl Inner {
             return Err(ConnectError::Own);
         }
         let permit = self.permit()?;
-        let mut config = quinn::ClientConfig::new(Arc::new(self.tls.client(contact.peer)?));
+        let mut config = quinn::ClientConfig::new(Arc::new(self.tls.client(Some(contact.peer))?));
         config.transport_config(Arc::clone(&self.dial_transport));
         let connecting = self.endpoint.connect_with(config, contact.address, tls::SERVER_NAME)?;
         let connection = timeout(CONNECT_DEADLINE, connecting).await.map_err(|_| ConnectError::Silent)??;
@@ -194,6 +194,27 @@ impl Inner {
             self.commit(attempt, &connection, handshake.into_control(), permit)
         })
         .await
+    }
+
+    async fn who(&self, address: SocketAddr) -> Result<PeerId, ConnectError> {
+        let mut config = quinn::ClientConfig::new(Arc::new(self.tls.client(None)?));
+        config.transport_config(Arc::clone(&self.dial_transport));
+        let connecting = self.endpoint.connect_with(config, address, tls::SERVER_NAME)?;
+        let connection = timeout(IDENTIFY_DEADLINE, connecting).await.map_err(|_| ConnectError::Silent)??;
+        let peer = tls::remote_peer(&connection).ok_or(HandshakeError::Certificate);
+        Close::Hangup.apply(&connection);
+        Ok(peer?)
+    }
+
+    /// Who is at an address, by its certificate.
+    pub(super) async fn identify(&self, address: SocketAddr) -> Option<PeerId> {
+        match self.who(address).await {
+            Ok(peer) => Some(peer),
+            Err(error) => {
+                tracing::debug!(%address, %error, "cannot find out who is there");
+                None
+            }
+        }
     }
 
     /// Puts a session into its slot. From then on it must run.

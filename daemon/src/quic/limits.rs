@@ -8,6 +8,8 @@ use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, Va
 /// finds what the network really takes.
 pub(super) const MTU_BOUND: u16 = 8952;
 
+/// Most time until it is known who is at an address. Somebody waits for it with a fetch, and there is always another way.
+pub(super) const IDENTIFY_DEADLINE: Duration = Duration::from_millis(700);
 /// Most time from a dial's first packet to a finished TLS handshake.
 pub(super) const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
 /// Most time from then to a proof of the cluster secret. Longer than [`CONNECT_DEADLINE`]: a listener that dials the same peer

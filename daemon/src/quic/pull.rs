@@ -47,7 +47,7 @@ enum Fault {
     Read(#[from] ReadError),
 }
 
-/// Pulls `expected` bytes. Dropping the future tells the peer to stop: quinn does so for streams that are dropped
+/// Pulls `expected` bytes, and calls `came` whenever some of them are here. Dropping the future tells the peer to stop: quinn does so for streams that are dropped
 /// before their end.
 pub(super) async fn pull(
     connection: Connection,
@@ -55,8 +55,9 @@ pub(super) async fn pull(
     ask: Ask,
     expected: u64,
     deadline: Duration,
+    came: impl Fn(),
 ) -> Result<Vec<Bytes>, PullError> {
-    match timeout(deadline, exchange(&connection, &download, ask, expected)).await {
+    match timeout(deadline, exchange(&connection, &download, ask, expected, came)).await {
         Ok(Ok(frames)) => Ok(frames),
         Ok(Err(Fault::Refused(error))) => Err(error),
         Ok(Err(fault)) => {
@@ -70,7 +71,13 @@ pub(super) async fn pull(
     }
 }
 
-async fn exchange(connection: &Connection, download: &Bucket, ask: Ask, expected: u64) -> Result<Vec<Bytes>, Fault> {
+async fn exchange(
+    connection: &Connection,
+    download: &Bucket,
+    ask: Ask,
+    expected: u64,
+    came: impl Fn(),
+) -> Result<Vec<Bytes>, Fault> {
     let (mut send, mut receive) = connection.open_bi().await?;
     send.write_all(&wire::encode_ask(&ask)).await?;
     // Fails only if the peer has refused to read on; its answer says why.
@@ -78,7 +85,7 @@ async fn exchange(connection: &Connection, download: &Bucket, ask: Ask, expected
     let mut kind = [0];
     receive.read_exact(&mut kind).await?;
     match Answer::from_byte(kind[0]) {
-        Some(Answer::Bytes) => read_whole(&mut receive, download, expected).await,
+        Some(Answer::Bytes) => read_whole(&mut receive, download, expected, came).await,
         Some(Answer::Busy) => Err(Fault::Refused(PullError::Busy)),
         Some(Answer::Missing) => Err(Fault::Refused(PullError::Missing)),
         None => Err(Fault::Kind(kind[0])),
@@ -86,7 +93,12 @@ async fn exchange(connection: &Connection, download: &Bucket, ask: Ask, expected
 }
 
 /// Reads to the end of the stream, which must come after exactly `expected` bytes.
-async fn read_whole(stream: &mut RecvStream, download: &Bucket, expected: u64) -> Result<Vec<Bytes>, Fault> {
+async fn read_whole(
+    stream: &mut RecvStream,
+    download: &Bucket,
+    expected: u64,
+    came: impl Fn(),
+) -> Result<Vec<Bytes>, Fault> {
     let mut frames = Vec::new();
     let mut batch: [Bytes; BATCH_FRAMES] = std::array::from_fn(|_| Bytes::new());
     let mut received = 0_u64;
@@ -99,6 +111,7 @@ async fn read_whole(stream: &mut RecvStream, download: &Bucket, expected: u64) -
         if received > expected {
             return Err(Fault::Long);
         }
+        came();
         download.take(received - before).await;
     }
     if received == expected { Ok(frames) } else { Err(Fault::Short(received)) }

@@ -65,12 +65,12 @@ impl Tls {
         Ok(Self { provider: Arc::new(provider), certificate: Arc::new(SingleCertAndKey::from(certificate)) })
     }
 
-    /// For the dial of one peer: no other can answer it.
-    pub(super) fn client(&self, peer: PeerId) -> Result<QuicClientConfig, TlsError> {
+    /// For the dial of one peer: no other can answer it. Without one, whoever is there can.
+    pub(super) fn client(&self, peer: Option<PeerId>) -> Result<QuicClientConfig, TlsError> {
         let mut config = rustls::ClientConfig::builder_with_provider(Arc::clone(&self.provider))
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Verifier::new(&self.provider, Some(peer))))
+            .with_custom_certificate_verifier(Arc::new(Verifier::new(&self.provider, peer)))
             .with_client_cert_resolver(Arc::<SingleCertAndKey>::clone(&self.certificate));
         config.alpn_protocols = vec![ALPN.to_vec()];
         config.key_log = Arc::new(NoKeyLog {});

@@ -342,7 +342,9 @@ impl Fetch {
         self.solo = true;
         let authors = self.segments().iter().map(|segment| segment.author).filter(|author| *author != cx.me);
         let authors: Vec<PeerId> = authors.collect();
-        self.banned.extend(authors);
+        for author in authors {
+            self.ban(cx, author);
+        }
         self.begin_anew(cx);
         self.lease = Some(Lease::own());
     }
@@ -350,10 +352,16 @@ impl Fetch {
     /// A peer is caught by its own word: its states and itself are left out, and the others are asked anew.
     pub(super) fn convict(&mut self, cx: &mut Context<'_>, liar: PeerId) {
         cx.out.push(Output::Report(Event::Disputed { digest: self.digest }));
-        self.banned.insert(liar);
+        self.ban(cx, liar);
         self.begin_anew(cx);
         // It may have been the tracker too, and have hidden the honest.
         self.tracking.start(cx, self.digest);
+    }
+
+    fn ban(&mut self, cx: &mut Context<'_>, liar: PeerId) {
+        if self.banned.insert(liar) {
+            cx.out.push(Output::Report(Event::Convicted { peer: liar, digest: self.digest }));
+        }
     }
 
     /// Drops all that rests on a false claim.

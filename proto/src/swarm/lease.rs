@@ -3,10 +3,7 @@
 use rand::RngExt;
 
 use super::{
-    Context, Event, FetchError, OriginFailure, Output, RunId,
-    connections::Connections,
-    content::Content,
-    fetch::Fetch,
+    Context, Event, FetchError, OriginFailure, Output, RunId, connections::Connections, content::Content, fetch::Fetch,
 };
 use crate::{
     chain::{LinkEnd, State},
@@ -185,7 +182,8 @@ impl Fetch {
         let Some(lease) = &mut self.lease else { return };
         lease.not_before = None;
         let total = lease.total();
-        let remaining = self.content.as_ref().map(|content| u64::from(content.missing()) * content.layout().chunk_bytes());
+        let remaining =
+            self.content.as_ref().map(|content| u64::from(content.missing()) * content.layout().chunk_bytes());
         let wanted = lease.connections.wanted(cx.now, total, remaining);
         while self.lease.as_ref().is_some_and(|lease| lease.runs.len() < wanted) {
             let Some(Opening { from, until, before }) = self.next_run(wanted) else { break };
@@ -206,8 +204,9 @@ impl Fetch {
         if lease.not_before.is_none_or(|time| time <= now) {
             return true;
         }
-        let settled =
-            self.tracking.holders_known() && self.remotes.values().all(|remote| remote.answered || !remote.subscribed);
+        let settled = self.tracking.is_confirmed()
+            && self.tracking.holders_known()
+            && self.remotes.values().all(|remote| remote.answered || !remote.subscribed);
         lease.tries == 0 && settled
     }
 
@@ -225,7 +224,9 @@ impl Fetch {
         let layout = content.layout();
         let stripe = if streams > 1 { lease.connections.stripe(layout.chunk_bytes()) } else { layout.count() };
         let mut from = layout.chunks().find(|chunk| is_open(content, lease, *chunk))?;
-        if streams > 1 && let Some(endless) = lease.runs.iter_mut().find(|run| run.until.is_none()) {
+        if streams > 1
+            && let Some(endless) = lease.runs.iter_mut().find(|run| run.until.is_none())
+        {
             // The first stream was to bring all the rest: it ends where the others' stripes begin.
             let cut = ChunkIndex(endless.next.0.saturating_add(stripe).min(layout.count()));
             endless.until = Some(cut);
@@ -290,7 +291,9 @@ impl Fetch {
     fn is_elsewhere(&self, chunk: ChunkIndex) -> bool {
         let greedy = self.lease.as_ref().is_some_and(Lease::is_greedy);
         self.content.as_ref().is_some_and(|content| {
-            content.layout().contains(chunk) && !greedy && (content.have.contains(chunk) || content.rarity[chunk.at()] > 0)
+            content.layout().contains(chunk)
+                && !greedy
+                && (content.have.contains(chunk) || content.rarity[chunk.at()] > 0)
         })
     }
 

@@ -237,7 +237,7 @@ impl Fetch {
     pub(super) fn send_have(&mut self, cx: &mut Context<'_>, peer: PeerId) {
         let (Some(content), Some(remote)) = (&self.content, self.remotes.get_mut(peer)) else { return };
         let mut chunks = content.have.clone();
-        content.releases.hide(&mut chunks);
+        content.releases.hide(&mut chunks, peer);
         let size = content.layout().size();
         cx.send(peer, Message::Have { digest: self.digest, size, chunks });
         for segment in content.segments.iter().filter(|segment| segment.end() > remote.frontier) {
@@ -329,10 +329,7 @@ impl Fetch {
     }
 
     fn they_claim(&mut self, cx: &mut Context<'_>, peer: PeerId, size: u64, segment: Arc<Segment>) {
-        if !self.is_fetching()
-            || self.solo
-            || self.banned.contains(&segment.author)
-            || !self.remotes.contains_key(peer)
+        if !self.is_fetching() || self.solo || self.banned.contains(&segment.author) || !self.remotes.contains_key(peer)
         {
             return;
         }

@@ -165,6 +165,13 @@ pub enum Event {
         /// Which chunk.
         chunk: ChunkIndex,
     },
+    /// A peer signed states that are false, or ones that a false claim was made of: its word counts no more in this fetch.
+    Convicted {
+        /// Who.
+        peer: PeerId,
+        /// Which blob.
+        digest: Digest,
+    },
     /// Two claims for one digest differ.
     Disputed {
         /// Which blob.

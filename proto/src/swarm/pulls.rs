@@ -195,6 +195,10 @@ impl Fetch {
                 self.arrived(cx, pull.chunk);
                 self.show(cx, pull.chunk, Some(pull.peer));
                 self.check_complete(cx);
+                // Its slot is free at this moment; another peer's may not be.
+                if self.is_fetching() {
+                    self.pull_from(cx, pull.peer);
+                }
             }
             Verdict::Corrupt => self.corrupt(cx, pull),
             Verdict::Missing => self.unlist(pull.peer, pull.chunk),
@@ -233,9 +237,11 @@ impl Fetch {
         }
         self.progressed = cx.now;
         cx.out.push(Output::Arrived { digest: self.digest, chunk });
-        while let Some((id, pull)) = self.content.as_ref().and_then(|content| {
-            content.pulls.iter().find(|(_, pull)| pull.chunk == chunk).copied()
-        }) {
+        while let Some((id, pull)) = self
+            .content
+            .as_ref()
+            .and_then(|content| content.pulls.iter().find(|(_, pull)| pull.chunk == chunk).copied())
+        {
             // Whoever is asked twice was slow the first time.
             let took = cx.now.since(pull.started);
             if let Some(remote) = self.remotes.get_mut(pull.peer).filter(|_| pull.hedged) {

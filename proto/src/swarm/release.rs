@@ -68,9 +68,11 @@ impl Releases {
         }
     }
 
-    /// Takes out of `have` what is not for everybody's eyes yet.
-    pub(super) fn hide(&self, have: &mut ChunkSet) {
-        for chunk in self.waiting.iter().chain(self.pending.keys()).chain(&self.confirmed) {
+    /// Takes out of `have` what a peer shall not know of yet. What was shown to it stays: it may ask for everything anew
+    /// before it had the states to verify that, and nobody else would fetch it.
+    pub(super) fn hide(&self, have: &mut ChunkSet, peer: PeerId) {
+        let elsewhere = self.pending.iter().filter(|(_, (to, _))| *to != peer).map(|(chunk, _)| chunk);
+        for chunk in self.waiting.iter().chain(elsewhere).chain(&self.confirmed) {
             have.remove(*chunk);
         }
     }
@@ -187,5 +189,25 @@ impl Fetch {
             shown.entry(peer).or_default().push(chunk);
         }
         shown
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_that_asks_anew_still_hears_of_what_it_alone_was_shown() {
+        let (one, other) = (PeerId([1; 32]), PeerId([2; 32]));
+        let mut releases = Releases::default();
+        releases.pending.insert(ChunkIndex(3), (one, Time::ZERO));
+        releases.add(ChunkIndex(4));
+        let seen = |peer| {
+            let mut chunks = ChunkSet::full(6);
+            releases.hide(&mut chunks, peer);
+            chunks.iter().map(|chunk| chunk.0).collect::<Vec<_>>()
+        };
+        assert_eq!(seen(one), [0, 1, 2, 3, 5]);
+        assert_eq!(seen(other), [0, 1, 2, 5]);
     }
 }

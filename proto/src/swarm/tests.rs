@@ -482,7 +482,10 @@ fn fresh_chunks_are_taken_at_once_beside_all_other_pulls() {
         tell(Input::Received { peer: peer(from), message: Message::Subscribe { digest, frontier: ChunkIndex::FIRST } });
         tell(Input::Received { peer: peer(from), message: Message::Have { digest, size: SIZE, chunks } });
     }
-    let pulls = tell(Input::Received { peer: peer(1), message: Message::Segment { digest, size: SIZE, segment: segment.into() } });
+    let pulls = tell(Input::Received {
+        peer: peer(1),
+        message: Message::Segment { digest, size: SIZE, segment: segment.into() },
+    });
     assert_eq!(pulls.len(), 2);
     let pulls = tell(Input::Received { peer: peer(2), message: Message::Fresh { digest, chunks: vec![fresh] } });
     assert_eq!(pulls, [(peer(2), fresh)]);

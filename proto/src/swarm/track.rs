@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rand::RngExt;
 
-use super::{Context, Output, fetch::Fetch};
+use super::{Context, Output, fetch::Fetch, lease::Lease};
 use crate::{
     digest::Digest,
     limits::Limits,
@@ -15,15 +15,22 @@ use crate::{
 
 /// A fetch that gets nothing for so long looks whether its tracker is alive. The first that joins becomes the lease
 /// holder, most often the tracker itself, so the two die together, long before the connection is found dead.
-const HUNGER: Duration = Duration::from_millis(500);
+const HUNGER: Duration = Duration::from_millis(300);
 /// A tracker that is connected and does not answer a heartbeat of a hungry fetch for so long is taken for dead.
-const SILENCE: Duration = Duration::from_millis(700);
+const SILENCE: Duration = Duration::from_millis(400);
 
 /// Where a fetch stands with its trackers.
 #[derive(Debug, Default)]
 pub(super) struct Tracking {
     trackers: Vec<Contact>,
+    /// The one that gets the heartbeats.
     at: usize,
+    /// Another one that is asked once, so that the groups of the trackers mix.
+    second: Option<PeerId>,
+    /// Trackers that have not said yet that the lease is this node's.
+    unconfirmed: Vec<PeerId>,
+    /// All trackers were told of a lease and shall hear when it is over.
+    told_lease: bool,
     state: State,
     holders_known: bool,
     /// When a tracker last said that somebody else has or gets the blob; none since it said the contrary.
@@ -67,6 +74,11 @@ impl Tracking {
     /// Whether somebody else has or gets the blob, as the tracker says.
     pub(super) const fn is_served(&self) -> bool {
         self.assured.is_some()
+    }
+
+    /// Whether no tracker that answers has given the lease to anybody else.
+    pub(super) const fn is_confirmed(&self) -> bool {
+        self.unconfirmed.is_empty()
     }
 
     fn is_at(&self, peer: PeerId) -> bool {
@@ -126,14 +138,20 @@ impl Fetch {
         if !self.is_fetching() {
             if self.tracking.state == State::Completing {
                 self.tracking.trackers = trackers;
-                self.join_all(cx);
+                self.join_complete(cx);
             }
             return;
         }
-        // Those that did not answer a moment ago come last, so that not every fetch waits for them anew.
+        // Those that did not answer a moment ago come last, so that not every fetch waits for them anew. Of the others one
+        // is chosen at random: thousands that start at once shall not all connect to the same node.
         trackers.sort_by_key(|contact| cx.is_silent(contact.peer));
+        let live = trackers.iter().filter(|contact| !cx.is_silent(contact.peer)).count();
+        self.tracking.at = if live > 1 { cx.rng.random_range(0..live) } else { 0 };
+        self.tracking.second = (live > 1)
+            .then(|| (self.tracking.at + cx.rng.random_range(1..live)) % live)
+            .and_then(|at| trackers.get(at))
+            .map(|contact| contact.peer);
         self.tracking.trackers = trackers;
-        self.tracking.at = 0;
         self.join(cx);
     }
 
@@ -151,8 +169,11 @@ impl Fetch {
             return;
         };
         self.tracking.state = State::Joining { since: cx.now };
-        if cx.reach(tracker) {
-            self.send_join(cx, tracker.peer);
+        let second = self.tracking.trackers.iter().find(|contact| Some(contact.peer) == self.tracking.second).copied();
+        for contact in std::iter::once(tracker).chain(second) {
+            if cx.reach(contact) {
+                self.send_join(cx, contact.peer);
+            }
         }
     }
 
@@ -186,7 +207,7 @@ impl Fetch {
     fn send_join(&self, cx: &mut Context<'_>, tracker: PeerId) {
         let have = self.content.as_ref().map_or(0, |content| content.have.len());
         let left = self.content.as_ref().map_or(u32::MAX, |content| content.missing());
-        let lease = self.lease.as_ref().and_then(super::lease::Lease::report).map(|held| Held { left, ..held });
+        let lease = self.lease.as_ref().and_then(Lease::report).map(|held| Held { left, ..held });
         let join = Join { digest: self.digest, have, standing: self.standing(), place: cx.place, lease };
         cx.send(tracker, Message::Join(join));
     }
@@ -207,7 +228,8 @@ impl Fetch {
     /// Tells the tracker how this node stands. A lease holder tells all of them, so that those which others ask when the
     /// first is slow or gone know of the lease and give no second one.
     pub(super) fn heartbeat(&mut self, cx: &mut Context<'_>) {
-        if self.lease.as_ref().is_some_and(|lease| lease.report().is_some()) {
+        let leased = self.lease.as_ref().is_some_and(|lease| lease.report().is_some());
+        if std::mem::replace(&mut self.tracking.told_lease, leased) || leased {
             self.join_all(cx);
         } else if let Some(tracker) = self.tracking.tracker()
             && cx.is_up(tracker.peer)
@@ -267,32 +289,56 @@ impl Fetch {
         if matches!(self.tracking.state, State::Asking { .. } | State::Fallback { .. }) {
             self.tracking.turn_to(peer);
         }
-        if !self.tracking.is_at(peer) || !self.is_fetching() {
+        if !self.tracking.includes(peer) || !self.is_fetching() {
             return;
         }
-        self.tracking.state = match self.tracking.state {
-            State::Joined { beat, .. } => State::Joined { beat, unanswered: None },
-            State::Idle
-            | State::Locating { .. }
-            | State::Joining { .. }
-            | State::Asking { .. }
-            | State::Fallback { .. }
-            | State::Completing => State::Joined { beat: cx.now, unanswered: None },
-        };
-        for contact in peers {
+        let mut named = cx.limits.sample;
+        if self.tracking.is_at(peer) {
+            self.tracking.state = match self.tracking.state {
+                State::Joined { beat, .. } => State::Joined { beat, unanswered: None },
+                State::Idle
+                | State::Locating { .. }
+                | State::Joining { .. }
+                | State::Asking { .. }
+                | State::Fallback { .. }
+                | State::Completing => State::Joined { beat: cx.now, unanswered: None },
+            };
+            self.tracking.assured = served.then_some(cx.now);
+        } else {
+            named = named.div_ceil(3);
+        }
+        for contact in peers.iter().take(named) {
             self.meet(cx, *contact);
         }
-        self.tracking.assured = served.then_some(cx.now);
         match lease {
-            Some(grant) if self.shut.is_none() || grant.scope == Scope::Zone => self.take_lease(cx, grant),
-            None if served && self.lease.as_ref().is_some_and(super::lease::Lease::is_untracked) => self.drop_lease(cx),
+            Some(grant) if self.shut.is_none() || grant.scope == Scope::Zone => self.granted(cx, peer, grant),
+            None if served && self.lease.as_ref().is_some_and(Lease::is_untracked) => self.drop_lease(cx),
             Some(_) | None => {}
         }
     }
 
+    /// A tracker gives the lease, or says that it is this node's as far as it knows. No stream is opened until all the
+    /// trackers that can be asked have said so, since two of them may have given it to two nodes in the same instant.
+    fn granted(&mut self, cx: &mut Context<'_>, peer: PeerId, grant: Grant) {
+        let held = self.lease.as_ref().and_then(Lease::report);
+        if held.is_some_and(|held| held.epoch == grant.epoch && held.scope == grant.scope) {
+            self.tracking.unconfirmed.retain(|tracker| *tracker != peer);
+            return;
+        }
+        self.take_lease(cx, grant);
+        let trackers = self.tracking.trackers.iter().map(|contact| contact.peer);
+        self.tracking.unconfirmed = trackers.filter(|tracker| *tracker != peer && !cx.is_silent(*tracker)).collect();
+    }
+
     pub(super) fn track_connected(&mut self, cx: &mut Context<'_>, peer: PeerId) {
         match self.tracking.state {
-            State::Joining { .. } | State::Joined { .. } if self.tracking.is_at(peer) => self.send_join(cx, peer),
+            State::Joining { .. } | State::Joined { .. }
+                if self.tracking.is_at(peer)
+                    || self.tracking.second == Some(peer)
+                    || self.tracking.unconfirmed.contains(&peer) =>
+            {
+                self.send_join(cx, peer);
+            }
             State::Completing | State::Asking { .. } if self.tracking.includes(peer) => self.send_join(cx, peer),
             State::Joining { .. }
             | State::Asking { .. }
@@ -305,16 +351,22 @@ impl Fetch {
     }
 
     pub(super) fn track_disconnected(&mut self, cx: &mut Context<'_>, peer: PeerId) {
+        self.tracking.unconfirmed.retain(|tracker| *tracker != peer);
         let waiting = matches!(self.tracking.state, State::Joining { .. } | State::Joined { .. });
         if waiting && self.tracking.is_at(peer) {
             self.next_tracker(cx);
         }
     }
 
-    /// Tells the trackers that this node has the whole blob; those that are being dialled hear it when connected.
+    /// Tells that this node has the whole blob: its tracker, even if that has to be dialled, and those that are connected.
     pub(super) fn join_complete(&mut self, cx: &mut Context<'_>) {
         self.tracking.state = State::Completing;
-        self.join_all(cx);
+        for tracker in self.tracking.trackers.clone() {
+            let own = self.tracking.is_at(tracker.peer) && cx.reach(tracker);
+            if own || cx.is_up(tracker.peer) {
+                self.send_join(cx, tracker.peer);
+            }
+        }
     }
 }
 
@@ -326,3 +378,6 @@ fn fallback_wait(cx: &mut Context<'_>) -> Duration {
     let share = (uniform * STEEPNESS.exp_m1()).ln_1p() / STEEPNESS;
     cx.limits.fallback_window.mul_f64(share.clamp(0.0, 1.0))
 }
+
+#[cfg(test)]
+mod tests;

@@ -56,23 +56,26 @@ pub(super) struct Lease {
     heard: Time,
     progress: (u32, u64),
     progressed: Time,
+    /// Some member gets nothing since the holder was last heard.
+    missed: bool,
     /// Given by this tracker.
     pub(super) own: bool,
     /// Its holder has reported it, so that a report without it gives it back.
     pub(super) confirmed: bool,
-    /// Asked back, and until when the holder may take to answer.
+    /// When it was asked back. As long as bytes come in, the holder may take a while to finish its chunk.
     pub(super) ending: Option<Time>,
 }
 
 impl Lease {
     const fn new(now: Time, holder: PeerId, epoch: Epoch, own: bool) -> Self {
         let (heard, progressed) = (now, now);
-        Self { holder, epoch, heard, progress: (0, 0), progressed, own, confirmed: false, ending: None }
+        Self { holder, epoch, heard, progress: (0, 0), progressed, missed: false, own, confirmed: false, ending: None }
     }
 
     fn hear(&mut self, now: Time, held: Held, have: u32) {
         self.epoch = held.epoch;
         self.heard = now;
+        self.missed = false;
         self.confirmed = true;
         if self.progress != (have, held.bytes) {
             self.progress = (have, held.bytes);
@@ -80,10 +83,12 @@ impl Lease {
         }
     }
 
-    /// When its holder counts as dead or stuck.
+    /// When its holder counts as dead or stuck: dead after half the time if somebody waits for it.
     pub(super) fn end(&self, limits: &Limits) -> Time {
-        let end = (self.heard + limits.lease_timeout).min(self.progressed + limits.lease_stall);
-        self.ending.map_or(end, |ending| ending.min(end))
+        let silence = if self.missed { limits.lease_timeout / 2 } else { limits.lease_timeout };
+        let end = (self.heard + silence).min(self.progressed + limits.lease_stall);
+        let over = |asked: Time| (asked.max(self.progressed) + limits.lease_handover).min(asked + limits.lease_stall);
+        self.ending.map_or(end, |asked| over(asked).min(end))
     }
 
     fn rank(&self) -> (Epoch, Reverse<PeerId>) {
@@ -230,6 +235,13 @@ impl Leases {
         join: &Join,
         out: &mut Vec<Send>,
     ) -> Option<Returned> {
+        if join.standing == Standing::Starved {
+            for key in [Key::Origin, Key::Zone(zone)] {
+                if let Some(lease) = self.line_mut(key).and_then(|line| line.lease.as_mut()) {
+                    lease.missed |= lease.holder != peer;
+                }
+            }
+        }
         let held = join.lease.filter(|held| may_hold(join.standing, held.scope));
         if let Some(held) = held {
             self.epoch = self.epoch.max(held.epoch.0);

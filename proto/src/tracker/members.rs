@@ -91,7 +91,6 @@ impl Zone {
     pub(super) const fn is_held(&self) -> bool {
         self.tally.complete > 0
     }
-
 }
 
 /// All members of one blob.

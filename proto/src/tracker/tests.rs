@@ -349,7 +349,8 @@ fn members_are_found_by_place_whatever_came_and_went() {
         }
         assert_eq!(members.len(), truth.len());
         for zone in 0..3 {
-            let found = |positions: &[usize]| positions.iter().map(|at| members.at(*at).peer()).collect::<BTreeSet<_>>();
+            let found =
+                |positions: &[usize]| positions.iter().map(|at| members.at(*at).peer()).collect::<BTreeSet<_>>();
             let here = |rack: Option<u32>| {
                 let inside = |place: Place| place.zone == zone && rack.is_none_or(|rack| rack == place.rack);
                 truth.iter().filter(|(_, (place, _))| inside(*place)).map(|(peer, _)| *peer).collect::<BTreeSet<_>>()

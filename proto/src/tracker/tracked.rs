@@ -156,7 +156,7 @@ impl Tracked {
             line.trial.settle(limits);
             return false;
         };
-        lease.ending = Some(now + limits.lease_handover);
+        lease.ending = Some(now);
         line.trial.ask_back(next);
         true
     }

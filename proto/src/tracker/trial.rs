@@ -19,7 +19,13 @@ const HOARDS: f64 = 4.0;
 /// where a node's link is no faster than the origin, since the new holder has to catch up meanwhile.
 const WORTH: Duration = Duration::from_secs(40);
 /// Later tenures are measured so many times longer than the first, since their holders have to catch up.
-const LONGER: u32 = 4;
+const LONGER: u32 = 8;
+/// What the others report counts from so long after the lease was taken, when chunks had time to go round.
+const SETTLED: Duration = Duration::from_millis(500);
+/// So many reports say how the others get on.
+const REPORTS: u32 = 3;
+/// Chunks that a tenure brings before it is judged, if it lasts no longer than trials may.
+const SAMPLE: u32 = 2;
 /// Holders that are remembered as tried.
 const TRIED_MAX: usize = 8;
 
@@ -78,8 +84,18 @@ struct Tenure {
     /// From where on its own rate is measured.
     steady: Report,
     last: Report,
-    /// What the others got, and the time that it took them, added up over them, in seconds.
-    others: (f64, f64),
+    others: Others,
+}
+
+/// What the others got during a tenure.
+#[derive(Debug, Clone, Copy, Default)]
+struct Others {
+    /// Chunks, added up over them.
+    chunks: f64,
+    /// The time that it took them, added up over them, in seconds.
+    time: f64,
+    /// Reports that came late enough to mean something.
+    late: u32,
 }
 
 /// How good a tenure is, a second.
@@ -94,16 +110,16 @@ struct Measure {
 }
 
 impl Tenure {
-    const fn new(holder: PeerId, first: Report) -> Self {
-        Self { holder, first, steady: first, last: first, others: (0.0, 0.0) }
+    fn new(holder: PeerId, first: Report) -> Self {
+        Self { holder, first, steady: first, last: first, others: Others::default() }
     }
 
     fn measure(&self) -> Measure {
         let chunk = per_second(1.0, self.first.at, self.last.at);
         let amount = self.last.amount.saturating_sub(self.steady.amount) as f64;
         let own = self.own();
-        let (chunks, time) = self.others;
-        let others = if time > 0.0 { (chunks / time).max(0.0) } else { own };
+        let Others { chunks, time, late } = self.others;
+        let others = if late >= REPORTS { (chunks / time.max(0.001)).max(0.0) } else { own };
         let hoards = others * HOARDS + chunk < own;
         Measure { amount: per_second(amount, self.steady.at, self.last.at), others, chunk, hoards }
     }
@@ -156,8 +172,9 @@ impl Trial {
         let ((since, had), (now, has)) = (progress.from, progress.to);
         // What it got before this tenure is known from how fast the others were then.
         let earlier = tenure.first.at.since(since).as_secs_f64() * before;
-        tenure.others.0 += f64::from(has) - f64::from(had) - earlier;
-        tenure.others.1 += now.since(since.max(tenure.first.at)).as_secs_f64();
+        tenure.others.chunks += f64::from(has) - f64::from(had) - earlier;
+        tenure.others.time += now.since(since.max(tenure.first.at)).as_secs_f64();
+        tenure.others.late += u32::from(now.since(tenure.first.at) >= SETTLED);
     }
 
     /// The holder reported its lease for the first time.
@@ -194,7 +211,9 @@ impl Trial {
         if self.pause.is_some() && tenure.steady == tenure.first && since + pause / 2 <= report.at {
             tenure.steady = report;
         }
-        if since + pause > report.at {
+        let sparse =
+            tenure.last.have.saturating_sub(tenure.first.have) < SAMPLE && since + limits.lease_trial_max > report.at;
+        if since + pause > report.at || sparse {
             return Verdict::Stay;
         }
         let (holder, measure, worth) = (tenure.holder, tenure.measure(), tenure.is_worth_trials());

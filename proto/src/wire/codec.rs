@@ -171,7 +171,9 @@ fn decode<T: Decode<()>>(body: &[u8]) -> Result<T, WireError> {
 fn check(message: &Message) -> Result<(), WireError> {
     let limit = |holds, limit| if holds { Ok(()) } else { Err(WireError::Limit(limit)) };
     match message {
-        Message::Joined { peers, .. } | Message::Peers { peers, .. } => limit(peers.len() <= CONTACTS_MAX, "too many contacts"),
+        Message::Joined { peers, .. } | Message::Peers { peers, .. } => {
+            limit(peers.len() <= CONTACTS_MAX, "too many contacts")
+        }
         Message::Join(join) => limit(join.have <= CHUNKS_MAX, "more chunks than the largest blob has"),
         Message::Have { size, chunks, .. } => {
             limit(chunks.capacity() == layout(*size)?.count(), "the chunk set does not fit the blob's size")

@@ -79,8 +79,12 @@ fn scope() -> impl Strategy<Value = Scope> {
 fn join() -> impl Strategy<Value = Message> {
     let standing =
         prop_oneof![Just(Standing::Fetching), Just(Standing::Starved), Just(Standing::Complete), Just(Standing::Shut)];
-    let held = (epoch(), scope(), any::<u64>(), any::<u32>())
-        .prop_map(|(epoch, scope, bytes, left)| Held { epoch, scope, bytes, left });
+    let held = (epoch(), scope(), any::<u64>(), any::<u32>()).prop_map(|(epoch, scope, bytes, left)| Held {
+        epoch,
+        scope,
+        bytes,
+        left,
+    });
     (digest(), 0..=65_536_u32, standing, place(), proptest::option::of(held))
         .prop_map(|(digest, have, standing, place, lease)| Message::Join(Join { digest, have, standing, place, lease }))
 }

@@ -36,7 +36,6 @@ impl Soonest {
     }
 
     /// When a place is due.
-    #[cfg(test)]
     pub(crate) fn get(&self, place: usize) -> Time {
         self.moments[self.places() + place]
     }

@@ -1,9 +1,13 @@
 //! The plans that come with the program.
 
 /// Name and text of each plan that comes with the program; small ones first.
-pub const PLANS: [(&str, &str); 22] = [
+pub const PLANS: [(&str, &str); 26] = [
     ("demo-8", include_str!("../../plans/demo-8.toml")),
     ("demo-12", include_str!("../../plans/demo-12.toml")),
+    ("demo-12-kill-holder", include_str!("../../plans/demo-12-kill-holder.toml")),
+    ("demo-12-slow-node", include_str!("../../plans/demo-12-slow-node.toml")),
+    ("demo-12-origin-429", include_str!("../../plans/demo-12-origin-429.toml")),
+    ("demo-12-no-dht", include_str!("../../plans/demo-12-no-dht.toml")),
     ("crowd-100", include_str!("../../plans/crowd-100.toml")),
     ("crowd-1000", include_str!("../../plans/crowd-1000.toml")),
     ("holder-killed", include_str!("../../plans/holder-killed.toml")),

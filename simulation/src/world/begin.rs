@@ -1,6 +1,6 @@
 //! The world at its beginning.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use rand::SeedableRng;
 use rand_pcg::Pcg64Mcg;
@@ -12,9 +12,9 @@ use crate::{
     check::Checks,
     dht::Dht,
     net::{Net, Soonest},
-    node::{Blob, Node, mix},
+    node::{Blob, Bytes, Node, mix},
     origin::Origin,
-    plan::{Plan, PlanError},
+    plan::{Lie, Plan, PlanError},
 };
 
 impl World {
@@ -31,11 +31,14 @@ impl World {
         names.sort_unstable();
         let mut net = Net::default();
         let origin = Origin::new(net.link(plan.origin_rate.bytes_per_second()), blobs.len());
-        let mut nodes = Vec::new();
+        let mut nodes: Vec<Node> = Vec::new();
+        let lies = plan.lies();
         let mut dht = Dht::new(plan.dht.providers_max);
         for at in 0..plan.nodes {
             let links = (net.link(plan.link_up.bytes_per_second()), net.link(plan.link_down.bytes_per_second()));
-            let node = Node::new(seed, at, Self::place(plan, at), &limits, links, &blobs);
+            let mut node = Node::new(seed, at, Self::place(plan, at), &limits, links, &blobs);
+            node.lie = lies[at];
+            node.signs = signs(plan, at, lies[at]);
             dht.join(node.peer);
             nodes.push(node);
         }
@@ -53,7 +56,11 @@ impl World {
             blobs,
             names,
             generations: vec![0; nodes.len()],
-            unfinished: nodes.len(),
+            unfinished: nodes.iter().filter(|node| node.lie.is_none()).count(),
+            liars: nodes.iter().any(|node| node.lie.is_some()),
+            forgers: nodes.iter().any(|node| node.signs != Bytes::TRUE),
+            forged: BTreeMap::new(),
+            claims: BTreeMap::new(),
             nodes,
             net,
             origin,
@@ -101,6 +108,16 @@ impl World {
         self.hold();
         self.plan_faults();
         self.plan_outages();
+    }
+}
+
+/// The chain that a node signs: each forger one of its own, or all liars the same.
+fn signs(plan: &Plan, node: usize, lie: Option<Lie>) -> Bytes {
+    let colluding = plan.liars.as_ref().is_some_and(|liars| liars.colluding && liars.kinds.contains(&Lie::ForgedChain));
+    match lie {
+        Some(_) if colluding => Bytes(1),
+        Some(Lie::ForgedChain) => Bytes(node as u32 + 1),
+        Some(Lie::Corrupt | Lie::LyingAvailability | Lie::Silent) | None => Bytes::TRUE,
     }
 }
 

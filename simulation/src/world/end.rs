@@ -25,7 +25,7 @@ impl World {
             begins: after(node.begins),
             down: node.down_times.clone(),
             lost: node.lost,
-            left_out: node.gone || node.slowed,
+            left_out: node.gone || node.slowed || node.lie.is_some(),
         };
         let slices = self.tally.timeline.bins(self.now).map(|(from_s, to_s, moved)| {
             let Moved { down, origin, holders_up } = moved;
@@ -34,13 +34,15 @@ impl World {
         let ended = Ended {
             at: after(self.now),
             fates: self.nodes.iter().map(fate).collect(),
-            done: self.nodes.iter().map(|node| node.completed().map(after).filter(|_| !node.gone)).collect(),
+            done: self.nodes.iter().map(|node| node.completed().map(after).filter(|_| !node.gone && node.lie.is_none())).collect(),
             unmet_count,
             unmet,
             origin_bytes: self.origin.bytes.iter().sum(),
             origin_gets: self.origin.gets.iter().sum(),
             useful_bytes: self.tally.useful_bytes,
             wasted_bytes: self.tally.wasted_bytes,
+            wrong_bytes: self.tally.wrong_bytes,
+            honest_blamed: self.tally.honest_blamed,
             control_bytes: self.tally.control_bytes,
             events: self.tally.events,
             trace: self.trace,

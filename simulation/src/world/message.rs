@@ -20,6 +20,15 @@ impl World {
         if !connected {
             return;
         }
+        if self.nodes[from].lie.is_some() && from != to {
+            self.lie(from, to, message);
+        } else {
+            self.deliver(from, to, message);
+        }
+    }
+
+    /// A message goes on its way.
+    pub(super) fn deliver(&mut self, from: usize, to: usize, message: Message) {
         self.tally.count(tally::kind(&message));
         if let Message::Got { digest, chunks } = &message {
             let holding = &self.nodes[from].holdings[self.blob(digest)];

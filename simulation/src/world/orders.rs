@@ -10,7 +10,7 @@ use shoal_proto::{
 };
 
 use super::{Event, READER, World, tally::Count};
-use crate::node::number;
+use crate::node::{Node, number};
 
 impl World {
     pub(super) fn obey(&mut self, node: usize, order: Output) {
@@ -35,9 +35,9 @@ impl World {
             Output::CancelPull { pull } => self.cancel(node, pull),
             Output::PullOrigin { digest, run, from, until, before } => {
                 let blob = self.blob(&digest);
-                self.checks
-                    .rule(before.is_none_or(|before| before == self.blobs[blob].state(from)), || format!("node {node} streams from a false state"));
-                self.origin.request(node, run, blob, from, until, before.is_none());
+                let sound = self.forgers || before.is_none_or(|before| before == self.blobs[blob].state(from));
+                self.checks.rule(sound, || format!("node {node} streams from a false state"));
+                self.origin.request(node, run, blob, from, until, before);
                 self.nodes[node].streams += 1;
                 self.tally.fetchers_max = self.tally.fetchers_max.max(self.origin.fetchers());
                 self.request(node, run);
@@ -55,8 +55,8 @@ impl World {
                 self.set_aside(node, blob);
                 self.push(self.plan.retry.0, Event::Again(node, blob));
             }
-            Output::Discard { .. } => self.checks.rule(false, || format!("node {node} distrusts a true claim")),
-            Output::Report(told) => self.told(told),
+            Output::Discard { digest } => self.discard(node, digest),
+            Output::Report(told) => self.told(node, told),
             Output::Sized { .. } => {}
             Output::Sign { digest, from, states, .. } => {
                 let author = self.nodes[node].peer;
@@ -67,10 +67,25 @@ impl World {
         }
     }
 
-    fn told(&mut self, told: Told) {
+    fn told(&mut self, node: usize, told: Told) {
         match told {
-            Told::CorruptChunk { .. } => self.checks.rule(false, || "a true chunk was called corrupt".to_owned()),
-            Told::Disputed { .. } => self.checks.rule(false, || "true claims were disputed".to_owned()),
+            Told::CorruptChunk { peer, .. } => {
+                self.tally.count(Count::Corrupt);
+                // Under a forged chain even true bytes are.
+                let liar = self.forgers || self.nodes[number(peer)].lie.is_some();
+                self.checks.rule(liar, || format!("node {node} called a true chunk corrupt"));
+            }
+            Told::Convicted { peer, .. } => {
+                self.tally.count(Count::Convictions);
+                if self.nodes[number(peer)].lie.is_none() && self.nodes[node].lie.is_none() {
+                    self.tally.honest_blamed += 1;
+                    self.checks.rule(false, || format!("node {node} convicted {}, which is honest", number(peer)));
+                }
+            }
+            Told::Disputed { .. } => {
+                self.tally.count(Count::Disputes);
+                self.checks.rule(self.liars, || format!("node {node} disputed a true claim"));
+            }
             Told::Untracked { .. } => self.tally.count(Count::Untracked),
             Told::Leased { .. } => self.tally.count(Count::Leases),
             Told::Stalled { .. } => self.tally.count(Count::Stalls),
@@ -101,13 +116,37 @@ impl World {
         self.push(Duration::ZERO, Event::Swarm(node, input));
     }
 
+    /// A claim turned out false: what rested on it is dropped, and its readers end; clients come again.
+    fn discard(&mut self, node: usize, digest: Digest) {
+        self.tally.count(Count::Discards);
+        self.checks.rule(self.liars, || format!("node {node} distrusts a true claim"));
+        let blob = self.blob(&digest);
+        let holding = &mut self.nodes[node].holdings[blob];
+        self.checks.rule(holding.proven.is_none(), || format!("node {node} drops layer {blob} that it has proven"));
+        let layout = self.blobs[blob].layout;
+        let dropped: u64 = holding.have.iter().map(|chunk| layout.len(chunk)).sum();
+        holding.discard();
+        self.tally.useful_bytes -= dropped;
+        self.tally.wasted_bytes += dropped;
+        if self.plan.readers {
+            let reader = READER;
+            self.push(Duration::ZERO, Event::Swarm(node, Input::ReaderLeft { digest, reader }));
+            self.push(Duration::ZERO, Event::Swarm(node, Input::Reading { digest, reader, chunk: ChunkIndex::FIRST }));
+        }
+    }
+
     fn proven(&mut self, node: usize, digest: &Digest) {
         let blob = self.blob(digest);
-        let holding = &mut self.nodes[node].holdings[blob];
+        let Node { holdings, lie, .. } = &mut self.nodes[node];
+        let (holding, layout) = (&mut holdings[blob], self.blobs[blob].layout);
+        if lie.is_none() && !holding.wrong.is_empty() {
+            self.tally.wrong_bytes += holding.wrong.keys().map(|chunk| layout.len(*chunk)).sum::<u64>();
+            self.checks.rule(false, || format!("node {node} took wrong bytes of layer {blob} for good"));
+        }
         self.checks.rule(holding.have.is_full(), || format!("node {node} proved layer {blob} without all its chunks"));
         self.checks.rule(holding.proven.is_none(), || format!("node {node} proved layer {blob} twice"));
         let new = holding.proven.replace(self.now).is_none();
-        if new && self.nodes[node].is_complete() {
+        if new && lie.is_none() && self.nodes[node].is_complete() {
             self.unfinished -= 1;
         }
         let segments = self.seal(node, blob);

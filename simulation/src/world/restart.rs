@@ -111,6 +111,7 @@ impl World {
                 }
             }
             holding.have = have.clone();
+            holding.wrong.retain(|chunk, _| have.contains(*chunk));
             holding.arrived = ChunkSet::empty(blob.layout.count());
             let size = blob.layout.size();
             holding.restored = (!segments.is_empty()).then_some(Restored { size, segments, have });

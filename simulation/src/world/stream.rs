@@ -10,7 +10,10 @@ use shoal_proto::{
 };
 
 use super::{Carrier, Event, LOOK, World};
-use crate::{node::Blob, origin::Stream};
+use crate::{
+    node::{Blob, Bytes},
+    origin::Stream,
+};
 
 impl World {
     pub(super) fn streaming(&mut self, node: usize, run: RunId) {
@@ -54,8 +57,10 @@ impl World {
         let end = chunk == last || stream.until == Some(chunk.next());
         // It ends when its last chunk is written.
         stream.flow = flow.filter(|_| !end);
-        let link_end = if chunk == last { LinkEnd::Digest(digest) } else { LinkEnd::State(truth.state(chunk.next())) };
-        let link_end = (!stream.raw).then_some(link_end);
+        let link_end = stream.state.map(|before| truth.link(before, chunk, Bytes::TRUE));
+        if let Some(LinkEnd::State(state)) = link_end {
+            stream.state = Some(state);
+        }
         let next_bytes = if end { 0 } else { stream.comes(truth.layout.len(chunk.next())) };
         self.origin.bytes[blob] += bytes;
         self.note(10, node, u64::from(chunk.0));
@@ -85,7 +90,7 @@ impl World {
         self.note(19, node, u64::from(chunk.0));
         let Blob { digest, layout } = self.blobs[blob];
         let bytes = layout.len(chunk);
-        let new = self.nodes[node].holdings[blob].have.insert(chunk);
+        let new = self.nodes[node].holdings[blob].store(chunk, Bytes::TRUE);
         *(if new { &mut self.tally.useful_bytes } else { &mut self.tally.wasted_bytes }) += bytes;
         let last = flow.is_none() && (chunk == layout.last() || until == Some(chunk.next()));
         if last {
@@ -102,13 +107,10 @@ impl World {
     pub(super) fn hash(&mut self, node: usize, digest: Digest, chunk: ChunkIndex, before: State) {
         let blob = self.blob(&digest);
         let truth = &self.blobs[blob];
-        let stored = self.nodes[node].holdings[blob].have.contains(chunk);
-        self.checks.rule(stored && before == truth.state(chunk), || format!("node {node} hashes what it cannot"));
-        let end = if chunk == truth.layout.last() {
-            LinkEnd::Digest(digest)
-        } else {
-            LinkEnd::State(truth.state(chunk.next()))
-        };
+        let holding = &self.nodes[node].holdings[blob];
+        let sound = holding.have.contains(chunk) && (self.forgers || before == truth.state(chunk));
+        self.checks.rule(sound, || format!("node {node} hashes what it cannot"));
+        let end = truth.link(before, chunk, holding.bytes(chunk));
         let bytes = truth.layout.len(chunk);
         let took = self.verified(node, Duration::ZERO, bytes);
         self.push(took, Event::Swarm(node, Input::Hashed { digest, chunk, end: Some(end) }));

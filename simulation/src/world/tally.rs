@@ -24,8 +24,12 @@ macro_rules! counts {
 counts! {
     Busy "busy",
     Cancels "cancels",
+    Convictions "convictions",
+    Corrupt "corrupt chunks",
     Deaths "deaths",
     Dials "dials",
+    Discards "discards",
+    Disputes "disputes",
     FailedFetches "failed fetches",
     Fresh "fresh",
     Got "got",
@@ -40,6 +44,7 @@ counts! {
     Restarts "restarts",
     Revoked "revoked",
     Segment "segment",
+    Spins "spins",
     Stalls "stalls",
     Subscribe "subscribe",
     Unknown "unknown",
@@ -55,6 +60,8 @@ pub(crate) struct Tally {
     pub(crate) control_bytes: u64,
     pub(crate) useful_bytes: u64,
     pub(crate) wasted_bytes: u64,
+    pub(crate) wrong_bytes: u64,
+    pub(crate) honest_blamed: u64,
     /// Nodes that fetched from the origin at one time, at most.
     pub(crate) fetchers_max: u64,
     pub(crate) timeline: Timeline,
@@ -72,6 +79,8 @@ impl Tally {
             control_bytes: 0,
             useful_bytes: 0,
             wasted_bytes: 0,
+            wrong_bytes: 0,
+            honest_blamed: 0,
             fetchers_max: 0,
             timeline: Timeline::new(expected),
             load: Load::new(plan.nodes),
@@ -93,6 +102,10 @@ impl Tally {
 
     pub(crate) const fn count(&mut self, what: Count) {
         self.counts[what as usize] += 1;
+    }
+
+    pub(crate) const fn counted(&self, what: Count) -> u64 {
+        self.counts[what as usize]
     }
 
     /// All counts that are not 0, by name.

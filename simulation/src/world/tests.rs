@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+use shoal_proto::{chain::LinkEnd, peer::PeerId};
+
 use super::*;
 
 fn plan(name: &str, settings: &[&str]) -> Plan {
@@ -183,4 +185,64 @@ fn an_outage_breaks_off_what_is_on_its_way_and_the_rest_comes_after_it() {
     assert_eq!(report.unmet, Vec::<String>::new());
     assert!(report.max_s > 3.0 && report.origin_blob_gets >= 3, "{report}");
     assert!(report.origin_copies > 1.0 && report.origin_copies < 1.5, "{report}");
+}
+
+/// 20 nodes of which `share` lie.
+fn lied_to(kinds: &str, share: f64, colluding: bool, seed: u64) -> Report {
+    ended(&format!(
+        "seed = {seed}\nnodes = 20\nlayers = [\"16MiB\", \"200kB\"]\nlink_up = \"40MB/s\"\nlink_down = \"40MB/s\"\n\
+         liars = {{ share = {share:?}, kinds = [{kinds}], colluding = {colluding} }}"
+    ))
+}
+
+#[test]
+fn chunks_of_a_corrupt_node_are_taken_by_nobody() {
+    let report = lied_to("\"corrupt\"", 0.2, false, 1);
+    assert_eq!((report.unmet, report.wrong_bytes), (Vec::<String>::new(), 0));
+    assert!(report.counts["corrupt chunks"] > 0);
+}
+
+#[test]
+fn those_who_boast_of_chunks_and_those_who_never_answer_stop_nobody() {
+    for kind in ["\"lying-availability\"", "\"silent\""] {
+        let report = lied_to(kind, 0.2, false, 2);
+        assert_eq!((report.unmet, report.wrong_bytes, report.honest_blamed), (Vec::<String>::new(), 0, 0), "{kind}");
+    }
+    assert!(lied_to("\"lying-availability\"", 0.2, false, 2).counts["missing"] > 0);
+}
+
+#[test]
+fn a_forged_chain_is_found_out_and_no_layer_is_taken_with_bytes_of_it() {
+    for colluding in [false, true] {
+        let report = lied_to("\"forged-chain\"", 0.2, colluding, 3);
+        assert_eq!((report.unmet, report.wrong_bytes), (Vec::<String>::new(), 0), "colluding: {colluding}");
+        assert!(report.counts["disputes"] > 0);
+    }
+}
+
+#[test]
+fn wrong_bytes_taken_for_good_are_noticed() {
+    let mut world = World::new(&small("")).unwrap();
+    while world.nodes[0].holdings[0].have.len() < 3 {
+        assert!(world.step());
+    }
+    let chunk = world.nodes[0].holdings[0].have.iter().next().unwrap();
+    world.nodes[0].holdings[0].store(chunk, Bytes(7));
+    let report = world.run();
+    assert!(report.wrong_bytes > 0 && !report.is_met());
+}
+
+#[test]
+fn made_up_bytes_fit_their_own_chain_but_for_its_end() {
+    let blob = Blob::new(1, 0, 4 << 20);
+    let (forged, true_chain) = (blob.segments_of(PeerId([1; 32]), Bytes(3)), blob.segments(PeerId([1; 32])));
+    for (chain, bytes) in [(forged, Bytes(3)), (true_chain, Bytes::TRUE)] {
+        let states = &chain[0].states;
+        for (at, pair) in states.windows(2).enumerate() {
+            assert_eq!(blob.link(pair[0], ChunkIndex(at as u32), bytes), LinkEnd::State(pair[1]));
+            assert_ne!(blob.link(pair[0], ChunkIndex(at as u32), Bytes(4)), LinkEnd::State(pair[1]));
+        }
+        let end = blob.link(states[states.len() - 1], blob.layout.last(), bytes);
+        assert_eq!(end == LinkEnd::Digest(blob.digest), bytes == Bytes::TRUE);
+    }
 }

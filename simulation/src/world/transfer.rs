@@ -1,7 +1,7 @@
 //! Chunks on their way from node to node.
 
 use shoal_proto::{
-    chain::{Expected, LinkEnd},
+    chain::Expected,
     chunk::ChunkIndex,
     digest::Digest,
     peer::PeerId,
@@ -12,7 +12,8 @@ use shoal_proto::{
 use super::{Ask, Carrier, Event, Stage, World, tally::Count};
 use crate::{
     net::{FlowId, Path},
-    node::number,
+    node::{Bytes, number},
+    plan::Lie,
     timeline::Moved,
 };
 
@@ -28,17 +29,17 @@ impl World {
     ) {
         let (sender, blob) = (number(from), self.blob(digest));
         let truth = &self.blobs[blob];
-        let end = if chunk == truth.layout.last() {
-            LinkEnd::Digest(*digest)
-        } else {
-            LinkEnd::State(truth.state(chunk.next()))
-        };
-        let sound = expected == Expected { before: truth.state(chunk), end: Some(end) };
-        self.checks.rule(sound, || format!("node {node} pulls chunk {} without knowing its link", chunk.0));
+        let sound = expected == truth.expected(chunk);
+        self.checks.rule(sound || self.forgers && expected.end.is_some(), || format!("node {node} pulls chunk {} without knowing its link", chunk.0));
         let needed = !self.nodes[node].holdings[blob].have.contains(chunk);
         self.checks.rule(needed, || format!("node {node} pulls chunk {} that it has", chunk.0));
         let stage = Stage::Sent;
-        let ask = AskId(self.asks.insert(Ask { receiver: node, sender, blob, chunk, pull, stage, flow: None }));
+        let bytes = Bytes::TRUE;
+        let ask = Ask { receiver: node, sender, blob, chunk, pull, stage, flow: None, bytes, sound };
+        let ask = AskId(self.asks.insert(ask));
+        if !sound {
+            self.claims.insert(ask.0, expected);
+        }
         self.nodes[node].pulls.push((pull, ask));
         self.tally.count(Count::Pulls);
         self.push(self.message_time(node, sender), Event::Asked(ask));
@@ -56,6 +57,9 @@ impl World {
         }
         self.note(6, sender, u64::from(chunk.0));
         self.tally.load.message(sender, self.now);
+        if self.nodes[sender].lie.is_some() && self.lie_to_ask(id, sender) {
+            return;
+        }
         let (digest, peer) = (self.blobs[blob].digest, self.nodes[receiver].peer);
         self.open(sender, digest);
         self.swarm(sender, Input::Asked { ask: id, peer, digest, chunk });
@@ -66,16 +70,26 @@ impl World {
             self.checks.rule(false, || format!("node {node} serves what nobody waits for"));
             return;
         };
-        ask.stage = Stage::Serving;
-        let Ask { receiver, sender, blob, chunk, .. } = *ask;
-        let truly = self.nodes[sender].holdings[blob].have.contains(chunk);
+        let Ask { sender, blob, chunk, .. } = *ask;
+        let holding = &self.nodes[sender].holdings[blob];
+        let (truly, bytes) = (holding.have.contains(chunk), holding.bytes(chunk));
         self.checks.rule(truly, || format!("node {sender} serves chunk {} that it lacks", chunk.0));
+        let spoils = self.nodes[sender].lie == Some(Lie::Corrupt);
+        self.transmit(id, if spoils { Bytes::WRONG } else { bytes });
+    }
+
+    /// A chunk's bytes go on their way.
+    pub(super) fn transmit(&mut self, id: AskId, bytes: Bytes) {
+        let Some(ask) = self.asks.get_mut(id.0) else { return };
+        (ask.stage, ask.bytes) = (Stage::Serving, bytes);
+        let Ask { receiver, sender, blob, chunk, .. } = *ask;
         if !self.nodes[receiver].alive || self.is_cut(sender, receiver) {
             return;
         }
         self.nodes[sender].uploads += 1;
         let uploads = self.nodes[sender].uploads;
-        self.checks.rule(uploads <= self.limits.uploads_max, || format!("node {sender} serves {uploads} chunks at once"));
+        self.checks
+            .rule(uploads <= self.limits.uploads_max, || format!("node {sender} serves {uploads} chunks at once"));
         let (path, bytes) = (self.path(sender, receiver), self.blobs[blob].layout.len(chunk));
         let flow = self.start(path, None, bytes, Carrier::Chunk(id));
         if let Some(ask) = self.asks.get_mut(id.0) {
@@ -138,7 +152,8 @@ impl World {
         let trip = self.half_trip(ask.sender, ask.receiver);
         let verified = self.verified(ask.receiver, trip, bytes);
         let after = self.written(ask.receiver, verified, bytes);
-        self.push(after, Event::Answered(id, Verdict::Good));
+        let verdict = self.verdict(id, &ask);
+        self.push(after, Event::Answered(id, verdict));
         if self.nodes[ask.sender].streams > 0 {
             self.bin().holders_up += bytes;
         }
@@ -161,8 +176,12 @@ impl World {
         self.note(7, receiver, u64::from(chunk.0) << 8 | verdict as u64);
         let bytes = self.blobs[blob].layout.len(chunk);
         let wanted = self.nodes[receiver].close_pull(pull).is_some();
-        if verdict == Verdict::Good {
-            let new = wanted && self.nodes[receiver].holdings[blob].have.insert(chunk);
+        if !ask.sound {
+            self.claims.remove(&id.0);
+        }
+        if matches!(verdict, Verdict::Good | Verdict::Corrupt) {
+            let stored = wanted && verdict == Verdict::Good;
+            let new = stored && self.nodes[receiver].holdings[blob].store(chunk, ask.bytes);
             *(if new { &mut self.tally.useful_bytes } else { &mut self.tally.wasted_bytes }) += bytes;
             self.bin().down += bytes;
             let place = &self.plan.topology;

@@ -123,13 +123,7 @@ struct Bench {
 
 impl Bench {
     async fn prepare(options: &Options, dir: &Path) -> Result<Self, Failure> {
-        let spec = ImageSpec {
-            repository: REPOSITORY.into(),
-            tag: "v1".into(),
-            layers_bytes: options.size.0,
-            layers: 1,
-            seed: 1,
-        };
+        let spec = ImageSpec { repository: REPOSITORY.into(), tag: "v1".into(), layers: vec![options.size.0], seed: 1 };
         let dir = dir.to_owned();
         let image = tokio::task::spawn_blocking(move || Image::generate(&dir, &spec)).await??;
         let origin = Origin::start(OriginOptions::of(image.clone())).await?;
@@ -149,8 +143,7 @@ impl Bench {
             dir: dir.to_owned(),
             nodes: 2,
             upstreams: vec![format!("{UPSTREAM}=http://{}", self.origin.address())],
-            link_rate: None,
-            flags: Vec::new(),
+            ..ClusterOptions::default()
         };
         cluster.start(&options).await?;
         let [first, second] = cluster.nodes() else { return Err("there are not two nodes".into()) };

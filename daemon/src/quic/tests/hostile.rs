@@ -30,7 +30,7 @@ impl Rogue {
 
     /// Connects up to the end of the TLS handshake.
     async fn connect(&self, to: Contact) -> Connection {
-        let client = Tls::new(&self.identity).unwrap().client(to.peer).unwrap();
+        let client = Tls::new(&self.identity).unwrap().client(Some(to.peer)).unwrap();
         let mut config = quinn::ClientConfig::new(Arc::new(client));
         config.transport_config(limits::unproven_transport(128));
         self.endpoint.connect_with(config, to.address, SERVER_NAME).unwrap().await.unwrap()

@@ -98,7 +98,7 @@ fn an_importer_that_beats_but_does_not_move_is_replaced() {
     let grant = rig.answer(2, at(2, 0)).0.expect("the first of its zone imports");
     let place = Place { zone: 2, rack: 0 };
     let mut replaced = Vec::new();
-    for step in 0..20 {
+    for step in 0..40 {
         rig.join(1, Join { place: Place { zone: 1, rack: 0 }, ..beat(first(), step) });
         rig.join(2, Join { place, ..beat(grant, 0) });
         rig.join(3, at(2, 0));
@@ -115,13 +115,12 @@ fn an_importer_that_gets_the_origin_leaves_the_import() {
     rig.join(3, Join { have: 5, ..at(1, 0) });
     let out = rig.handle(Input::Disconnected { peer: peer(1) });
     assert_eq!(granted(&out), [peer(2), peer(3)]);
-    let scopes: Vec<Scope> = out
-        .iter()
-        .filter_map(|send| match &send.message {
-            Message::Joined { lease, .. } => lease.map(|grant| grant.scope),
-            _ => None,
-        })
-        .collect();
+    let mut scopes = Vec::new();
+    for send in &out {
+        if let Message::Joined { lease: Some(grant), .. } = &send.message {
+            scopes.push(grant.scope);
+        }
+    }
     assert_eq!(scopes, [Scope::Origin, Scope::Zone]);
     assert_eq!(rig.answer(4, at(2, 0)).0, None);
 }

@@ -1,0 +1,136 @@
+//! One node and its trackers, message by message.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use super::*;
+use crate::{
+    peer::Place,
+    swarm::{Input, Swarm},
+    wire::Epoch,
+};
+
+const GRANT: Grant = Grant { epoch: Epoch(1), scope: Scope::Origin };
+
+fn tracker(id: u8) -> Contact {
+    Contact { peer: PeerId([id; 32]), address: SocketAddr::from((Ipv4Addr::LOCALHOST, 4000 + u16::from(id))) }
+}
+
+fn digest() -> Digest {
+    Digest::sha256([7; 32])
+}
+
+struct Node {
+    swarm: Swarm,
+    out: Vec<Output>,
+}
+
+impl Node {
+    /// A node that knows the four trackers of what it wants.
+    fn new(seed: u64) -> Self {
+        let swarm = Swarm::new(PeerId([99; 32]), Place::default(), Limits::default(), seed);
+        let mut node = Self { swarm, out: Vec::new() };
+        node.handle(Input::Wanted { digest: digest(), restored: None });
+        node.handle(Input::Holders { digest: digest(), holders: Vec::new() });
+        node.out.clear();
+        node.handle(Input::Located { digest: digest(), trackers: (1..=4).map(tracker).collect() });
+        node
+    }
+
+    fn handle(&mut self, input: Input) {
+        self.swarm.handle(Time::ZERO, input, &mut self.out);
+    }
+
+    /// The trackers that it dials.
+    fn dialled(&mut self) -> Vec<PeerId> {
+        let dials = |order| if let Output::Dial { contact } = order { Some(contact.peer) } else { None };
+        self.out.drain(..).filter_map(dials).collect()
+    }
+
+    fn connect(&mut self, peer: PeerId) {
+        self.handle(Input::Connected { peer, place: Place::default() });
+    }
+
+    fn hear(&mut self, peer: PeerId, lease: Option<Grant>) {
+        let message = Message::Joined { digest: digest(), peers: Vec::new(), lease, served: lease.is_none() };
+        self.handle(Input::Received { peer, message });
+    }
+
+    /// To whom it sends joins, and whether they report a lease.
+    fn joins(&mut self) -> Vec<(PeerId, bool)> {
+        let mut joins = Vec::new();
+        for order in self.out.drain(..) {
+            if let Output::Send { peer, message: Message::Join(join) } = order {
+                joins.push((peer, join.lease.is_some()));
+            }
+        }
+        joins.sort_unstable();
+        joins
+    }
+
+    fn streams(&self) -> bool {
+        self.out.iter().any(|order| matches!(order, Output::PullOrigin { .. }))
+    }
+
+    /// A node that is connected to all trackers and got the lease from its own. Returns the other trackers too.
+    fn leased() -> (Self, PeerId, Vec<PeerId>) {
+        let mut node = Self::new(1);
+        let own = node.dialled()[0];
+        let others: Vec<PeerId> = (1..=4).map(|id| tracker(id).peer).filter(|peer| *peer != own).collect();
+        for peer in std::iter::once(own).chain(others.iter().copied()) {
+            node.connect(peer);
+        }
+        node.out.clear();
+        node.hear(own, Some(GRANT));
+        (node, own, others)
+    }
+}
+
+#[test]
+fn nodes_that_start_at_once_spread_over_the_trackers() {
+    let mut first = [0; 5];
+    for seed in 0..400 {
+        let dialled = Node::new(seed).dialled();
+        assert_eq!(dialled.len(), 2, "its own tracker, and one more so that the groups mix");
+        assert_ne!(dialled[0], dialled[1]);
+        first[usize::from(dialled[0].0[0])] += 1;
+    }
+    assert!(first[1..].iter().all(|nodes| (60..140).contains(nodes)), "{first:?}");
+}
+
+#[test]
+fn no_stream_opens_before_every_tracker_confirmed_the_lease() {
+    let (mut node, _, others) = Node::leased();
+    assert_eq!(node.joins(), others_and_own(true));
+    for (at, peer) in others.iter().enumerate() {
+        assert!(!node.streams(), "after {at} of 3");
+        node.hear(*peer, Some(GRANT));
+    }
+    assert!(node.streams());
+}
+
+#[test]
+fn a_tracker_that_is_lost_is_not_waited_for() {
+    let (mut node, _, others) = Node::leased();
+    node.hear(others[0], Some(GRANT));
+    node.hear(others[1], Some(GRANT));
+    assert!(!node.streams());
+    node.handle(Input::Disconnected { peer: others[2] });
+    assert!(node.streams());
+}
+
+#[test]
+fn a_lease_that_another_tracker_revokes_is_given_back_to_all_and_nothing_streams() {
+    let (mut node, own, others) = Node::leased();
+    node.out.clear();
+    let message = Message::Revoked { digest: digest(), epoch: GRANT.epoch };
+    node.handle(Input::Received { peer: others[1], message });
+    for peer in others.iter().chain([&own]) {
+        node.hear(*peer, None);
+    }
+    assert!(!node.streams());
+    assert_eq!(node.joins(), others_and_own(false));
+}
+
+fn others_and_own(leased: bool) -> Vec<(PeerId, bool)> {
+    (1..=4).map(|id| (tracker(id).peer, leased)).collect()
+}
