@@ -106,6 +106,8 @@ pub struct World {
     /// Slow times that last: of which node, by which fault.
     slow: Vec<(usize, usize)>,
     cuts: Vec<Cut>,
+    /// Whether there ever was one.
+    parted: bool,
     /// Faults that are yet to come at their time, or to end.
     pending: usize,
     /// Room for the machines' orders, used again at each turn.
@@ -450,7 +452,7 @@ impl World {
         if self.timers.get(place) <= self.now {
             self.tally.count(Count::Spins);
             let sound = self.tally.counted(Count::Spins) != SPINS_MAX;
-            self.checks.rule(sound, || format!("node {node} wants time again and again and does nothing with it"));
+            self.checks.rule(sound, || format!("node {node} wants time for its {machine:?} again and again"));
         }
         self.timers.raise(place, self.now + TURN);
     }

@@ -78,6 +78,7 @@ impl World {
             costs: Costs::new(plan),
             slow: Vec::new(),
             cuts: Vec::new(),
+            parted: false,
             pending: 0,
             orders: Vec::new(),
             sends: Vec::new(),

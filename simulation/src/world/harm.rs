@@ -83,6 +83,7 @@ impl World {
         let cut = Cut { fault, side, severed: false, healed: false };
         self.drop_asks(&cut, self.plan.detect.0);
         self.cuts.push(cut);
+        self.parted = true;
         let lasts = self.plan.faults[fault].lasts().unwrap_or_default();
         self.push(self.plan.detect.0, Event::Severed(fault));
         self.push_fault(lasts.0, Event::Healed(fault));
@@ -140,7 +141,12 @@ impl World {
 
     /// Whether a message is lost on its way to a node.
     pub(super) fn is_lost(&self, node: usize, from: PeerId) -> bool {
-        !self.cuts.is_empty() && self.is_cut(node, number(from))
+        if !self.parted {
+            return false;
+        }
+        let from = number(from);
+        // What was on its way when a connection was given up goes nowhere.
+        self.is_cut(node, from) || node != from && !self.nodes[node].is_connected(from)
     }
 
     /// A fetch failed: what its node has of the layer waits for the next wish, as far as it was verified.
