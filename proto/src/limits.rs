@@ -135,7 +135,7 @@ impl Default for Limits {
             lease_heartbeat: Duration::from_millis(250),
             lease_timeout: Duration::from_millis(1250),
             lease_stall: Duration::from_secs(6),
-            lease_trial: Duration::from_millis(300),
+            lease_trial: Duration::from_millis(150),
             lease_trial_max: Duration::from_secs(10),
             lease_handover: Duration::from_secs(1),
             holders_patience: Duration::from_millis(250),

@@ -15,7 +15,10 @@ use crate::{
 };
 
 /// A fetch that gets nothing for so long asks other racks for chunks that are not its own to bring in.
-const RACK_PATIENCE: Duration = Duration::from_millis(150);
+const RACK_PATIENCE: Duration = Duration::from_millis(60);
+/// A fetch that lacks less than this part of its chunks waits for nobody: all of them together are little beside what
+/// a rack's uplink carries.
+const RACK_END: u32 = 32;
 /// A fetch that gets nothing for so long asks other zones too.
 const ZONE_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -105,9 +108,11 @@ impl Fetch {
         wanted.any(|chunk| self.may_fetch(remote, chunk, hungry))
     }
 
-    /// Whether this fetch got nothing for as long as its rack's members may be waited for.
+    /// Whether this fetch waits no longer for its rack's members: it got nothing for a while, or little is missing.
     pub(super) fn is_rack_hungry(&self, now: Time) -> bool {
-        self.duty.chunks.is_some() && self.is_hungry(now, RACK_PATIENCE)
+        let near_end = |content: &Content| content.missing() * RACK_END <= content.layout().count();
+        self.duty.chunks.is_some()
+            && (self.is_hungry(now, RACK_PATIENCE) || self.content.as_ref().is_some_and(near_end))
     }
 
     fn is_hungry(&self, now: Time, patience: Duration) -> bool {

@@ -16,6 +16,8 @@ use crate::{
 /// A fetch that gets nothing for so long looks whether its tracker is alive. The first that joins becomes the lease
 /// holder, most often the tracker itself, so the two die together, long before the connection is found dead.
 const HUNGER: Duration = Duration::from_millis(300);
+/// So long a holder reports more often, so that a slow one is found out before much is lost.
+const YOUTH: Duration = Duration::from_secs(1);
 /// A tracker that is connected and does not answer a heartbeat of a hungry fetch for so long is taken for dead.
 const SILENCE: Duration = Duration::from_millis(400);
 
@@ -29,6 +31,8 @@ pub(super) struct Tracking {
     second: Option<PeerId>,
     /// Trackers that have not said yet that the lease is this node's.
     unconfirmed: Vec<PeerId>,
+    /// When the lease was given.
+    granted: Option<Time>,
     /// All trackers were told of a lease and shall hear when it is over.
     told_lease: bool,
     state: State,
@@ -110,7 +114,9 @@ impl Tracking {
             State::Joined { beat, unanswered } => {
                 let hungry = progressed + HUNGER;
                 let early = hungry.max(beat + limits.lease_heartbeat);
-                let next = if leased { beat + limits.lease_heartbeat } else { early.min(beat + limits.heartbeat) };
+                let young = self.granted.is_some_and(|granted| beat < granted + YOUTH);
+                let often = if young { limits.lease_heartbeat / 4 } else { limits.lease_heartbeat };
+                let next = if leased { beat + often } else { early.min(beat + limits.heartbeat) };
                 let silent = unanswered.map(|since| hungry.max(since + SILENCE));
                 Some(silent.map_or(next, |silent| silent.min(next)))
             }
@@ -307,13 +313,14 @@ impl Fetch {
         } else {
             named = named.div_ceil(3);
         }
-        for contact in peers.iter().take(named) {
-            self.meet(cx, *contact);
-        }
         match lease {
             Some(grant) if self.shut.is_none() || grant.scope == Scope::Zone => self.granted(cx, peer, grant),
             None if served && self.lease.as_ref().is_some_and(Lease::is_untracked) => self.drop_lease(cx),
             Some(_) | None => {}
+        }
+        // Behind the lease, since whoever imports has room for more.
+        for contact in peers.iter().take(named) {
+            self.meet(cx, *contact);
         }
     }
 
@@ -326,6 +333,7 @@ impl Fetch {
             return;
         }
         self.take_lease(cx, grant);
+        self.tracking.granted = Some(cx.now);
         let trackers = self.tracking.trackers.iter().map(|contact| contact.peer);
         self.tracking.unconfirmed = trackers.filter(|tracker| *tracker != peer && !cx.is_silent(*tracker)).collect();
     }

@@ -17,9 +17,9 @@ const SAGS: f64 = 2.0;
 const HOARDS: f64 = 4.0;
 /// A fetch that would be over sooner is not worth a trial: one in fifty nodes may be slow, and a trial costs about a second
 /// where a node's link is no faster than the origin, since the new holder has to catch up meanwhile.
-const WORTH: Duration = Duration::from_secs(40);
+const WORTH: Duration = Duration::from_secs(30);
 /// Later tenures are measured so many times longer than the first, since their holders have to catch up.
-const LONGER: u32 = 8;
+const LONGER: u32 = 16;
 /// What the others report counts from so long after the lease was taken, when chunks had time to go round.
 const SETTLED: Duration = Duration::from_millis(500);
 /// So many reports say how the others get on.
