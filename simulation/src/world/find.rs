@@ -60,6 +60,7 @@ mod tests {
     use crate::world::tests::{ended, small};
 
     /// Trackers and holders that a node is told of now.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "nothing else is looked at")]
     fn found(world: &mut World, node: usize) -> (Vec<usize>, Vec<usize>) {
         let digest = world.blobs[0].digest;
         world.locate(node, digest);

@@ -60,6 +60,7 @@ impl World {
     }
 
     /// The node whose processor works on an event. What it says to itself costs nothing.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "all others are no messages")]
     fn worker(&self, event: &Event) -> Option<usize> {
         let from_another = |node: usize, peer| Some(node).filter(|node| self.nodes[*node].peer != peer);
         match event {
