@@ -198,8 +198,10 @@ impl Swarm {
                 }
             }
             Input::Served { ask } => {
-                let (_, uploads, mut cx) = self.parts(now, out);
-                if let Some(done) = uploads.served(&mut cx, ask) {
+                let (fetches, uploads, mut cx) = self.parts(now, out);
+                let is_here =
+                    |upload: &Upload| fetches.get(&upload.digest).is_some_and(|fetch| fetch.has(upload.chunk));
+                if let Some(done) = uploads.served(&mut cx, ask, is_here) {
                     self.one(now, &done.digest, out, |fetch, cx| fetch.uploaded(cx, done.peer, done.chunk));
                 }
             }

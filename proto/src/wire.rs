@@ -144,6 +144,9 @@ pub struct Held {
     pub bytes: u64,
     /// Chunks that the holder still lacks; the largest number if it does not know.
     pub left: u32,
+    /// Streams from the origin that are open under it. More than one: the origin gives a connection less than the holder
+    /// could take, so that another holder would be no better.
+    pub streams: u8,
 }
 
 /// A lease as a tracker gives it.

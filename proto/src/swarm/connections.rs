@@ -1,7 +1,7 @@
 //! How many range connections to the origin: more than one only where each is slower than all together.
 //!
 //! Some registries and object stores give a connection much less than they could send. Whether another connection helps
-//! is tried out: the rate with one more is held against the rate before, and what does not help is not kept.
+//! is tried out: the rate with twice as many is held against the rate before, and what does not help is not kept.
 
 use std::time::Duration;
 
@@ -13,12 +13,14 @@ const CONNECTIONS_MAX: usize = 8;
 const MEASURE: Duration = Duration::from_millis(600);
 /// After a change, what comes in is not counted for so long.
 const SETTLE: Duration = Duration::from_millis(150);
-/// One more connection is kept if it brings at least this share of what the others bring on average.
-const GAIN: f64 = 0.5;
+/// Twice as many connections are kept if they bring so many times the rate.
+const GAIN: f64 = 1.25;
 /// A fetch that would be over sooner is not worth a trial.
-const WORTH: Duration = Duration::from_secs(5);
+const WORTH: Duration = Duration::from_secs(30);
 /// Time between trials once one did not help.
 const PAUSE: Duration = Duration::from_secs(20);
+/// Where a connection gets less than so many bytes a second, more of them would take too long for each chunk.
+const RATE_MIN: f64 = 2e6;
 /// What a stripe takes about, at one connection's rate.
 const STRIPE: Duration = Duration::from_secs(1);
 
@@ -27,7 +29,9 @@ const STRIPE: Duration = Duration::from_secs(1);
 pub(super) struct Connections {
     wanted: usize,
     phase: Phase,
-    /// The rate with one connection less, in bytes per second.
+    /// The second half of the connections is on trial.
+    trying: bool,
+    /// The rate before it, in bytes per second.
     before: f64,
 }
 
@@ -43,7 +47,7 @@ enum Phase {
 
 impl Default for Connections {
     fn default() -> Self {
-        Self { wanted: 1, phase: Phase::Opening, before: 0.0 }
+        Self { wanted: 1, phase: Phase::Opening, trying: false, before: 0.0 }
     }
 }
 
@@ -73,19 +77,24 @@ impl Connections {
     }
 
     fn judge(&mut self, now: Time, rate: f64, remaining: Option<u64>) {
-        let others = (self.wanted - 1) as f64;
-        let helps = others < 1.0 || rate >= self.before * (1.0 + GAIN / others);
-        let left = remaining.map_or(0.0, |remaining| remaining as f64 / rate.max(1.0));
-        if !helps {
-            self.wanted -= 1;
-            self.phase = Phase::Settling { until: now + PAUSE };
-        } else if self.wanted < CONNECTIONS_MAX && left > WORTH.as_secs_f64() {
-            self.wanted += 1;
-            self.phase = Phase::Settling { until: now + SETTLE };
-        } else {
-            self.phase = Phase::Settling { until: now + PAUSE };
+        let pause = Phase::Settling { until: now + PAUSE };
+        if self.trying {
+            self.trying = false;
+            if rate < self.before * GAIN {
+                self.wanted = (self.wanted / 2).max(1);
+                self.phase = pause;
+                return;
+            }
         }
         self.before = rate;
+        let left = remaining.map_or(0.0, |remaining| remaining as f64 / rate.max(1.0));
+        if self.wanted < CONNECTIONS_MAX && left > WORTH.as_secs_f64() && rate > RATE_MIN * self.wanted as f64 {
+            self.wanted *= 2;
+            self.trying = true;
+            self.phase = Phase::Settling { until: now + SETTLE };
+        } else {
+            self.phase = pause;
+        }
     }
 
     /// Chunks of a stripe.

@@ -87,7 +87,8 @@ impl Lease {
     /// For heartbeats.
     pub(super) fn report(&self) -> Option<Held> {
         let Grant { epoch, scope } = self.grant?;
-        Some(Held { epoch, scope, bytes: self.total(), left: u32::MAX })
+        let streams = u8::try_from(self.runs.len()).unwrap_or(u8::MAX);
+        Some(Held { epoch, scope, bytes: self.total(), left: u32::MAX, streams })
     }
 
     fn total(&self) -> u64 {
@@ -95,12 +96,14 @@ impl Lease {
     }
 
     pub(super) fn deadline(&self) -> Option<Time> {
+        if self.ending || self.is_import() {
+            // Nothing is opened: time brings nothing.
+            return None;
+        }
         if self.runs.is_empty() {
             return self.not_before;
         }
-        // While it pauses or is asked back, nothing comes of another measurement.
-        let probe = self.connections.due().filter(|_| !self.ending);
-        probe.map(|due| self.not_before.map_or(due, |pause| pause.max(due)))
+        self.connections.due().map(|due| self.not_before.map_or(due, |pause| pause.max(due)))
     }
 }
 
@@ -225,16 +228,17 @@ impl Fetch {
             });
         };
         let layout = content.layout();
-        let stripe = if streams > 1 { lease.connections.stripe(layout.chunk_bytes()) } else { layout.count() };
-        let mut from = layout.chunks().find(|chunk| is_open(content, lease, *chunk))?;
+        // Shorter ones at the end, so that no stream is left alone with a long one.
+        let short = (content.missing() / (2 * streams as u32)).max(1);
+        let stripe = lease.connections.stripe(layout.chunk_bytes()).min(short);
+        let stripe = if streams > 1 { stripe } else { layout.count() };
         if streams > 1
             && let Some(endless) = lease.runs.iter_mut().find(|run| run.until.is_none())
         {
             // The first stream was to bring all the rest: it ends where the others' stripes begin.
-            let cut = ChunkIndex(endless.next.0.saturating_add(stripe).min(layout.count()));
-            endless.until = Some(cut);
-            from = layout.chunks().skip(cut.at()).find(|chunk| is_open(content, lease, *chunk))?;
+            endless.until = Some(ChunkIndex(endless.next.0.saturating_add(stripe).min(layout.count())));
         }
+        let from = layout.chunks().find(|chunk| is_open(content, lease, *chunk))?;
         let most = ChunkIndex(from.0.saturating_add(stripe).min(layout.count()));
         let taken = (from.0..most.0).map(ChunkIndex).find(|chunk| !is_open(content, lease, *chunk));
         let until = taken.or((most.0 < layout.count()).then_some(most));

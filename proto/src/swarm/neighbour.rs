@@ -497,6 +497,11 @@ impl Fetch {
     /// A peer asks for a chunk. Returns whether it is here.
     pub(super) fn asked(&mut self, cx: &Context<'_>, chunk: ChunkIndex) -> bool {
         self.used = cx.now;
+        self.has(chunk)
+    }
+
+    /// Whether a chunk is here.
+    pub(super) fn has(&self, chunk: ChunkIndex) -> bool {
         self.content.as_ref().is_some_and(|content| content.have.contains(chunk))
     }
 }

@@ -46,15 +46,25 @@ impl Uploads {
         own * 3 >= uploads_max && self.active.len() * 3 >= uploads_max * 2
     }
 
-    /// An upload ended, or an ask that waited was withdrawn. Returns what was uploaded.
-    pub(super) fn served(&mut self, cx: &mut Context<'_>, ask: AskId) -> Option<Upload> {
+    /// An upload ended, or an ask that waited was withdrawn. Returns what was uploaded. What waited may have been dropped
+    /// meanwhile with a false claim.
+    pub(super) fn served(
+        &mut self,
+        cx: &mut Context<'_>,
+        ask: AskId,
+        is_here: impl Fn(&Upload) -> bool,
+    ) -> Option<Upload> {
         let Some(done) = self.active.remove(&ask) else {
             self.waiting.retain(|(waiting, _)| *waiting != ask);
             return None;
         };
-        if let Some((next, upload)) = self.waiting.pop_front() {
-            self.active.insert(next, upload);
-            cx.out.push(Output::Serve { ask: next });
+        while let Some((next, upload)) = self.waiting.pop_front() {
+            if is_here(&upload) {
+                self.active.insert(next, upload);
+                cx.out.push(Output::Serve { ask: next });
+                break;
+            }
+            cx.out.push(Output::Refuse { ask: next, answer: Answer::Missing });
         }
         Some(done)
     }

@@ -32,7 +32,7 @@ fn join(standing: Standing) -> Join {
 
 /// The join of a holder that has so much, and lacks a lot.
 fn beat(grant: Grant, have: u32) -> Join {
-    let held = Held { epoch: grant.epoch, scope: grant.scope, bytes: u64::from(have) << 20, left: 10_000 };
+    let held = Held { epoch: grant.epoch, scope: grant.scope, bytes: u64::from(have) << 20, left: 10_000, streams: 1 };
     Join { have, lease: Some(held), ..join(Standing::Fetching) }
 }
 

@@ -121,7 +121,7 @@ impl Tracked {
             let epoch = *epoch;
             let begun = key != Key::Origin || held.bytes > 0;
             let amount = if key == Key::Origin { held.bytes } else { u64::from(join.have) };
-            let report = Report { at: now, have: join.have, left: held.left, amount };
+            let report = Report { at: now, have: join.have, left: held.left, amount, streams: held.streams };
             let Some(line) = self.leases.line_mut(key) else { return returned };
             if !known {
                 line.trial.begin(peer, report);

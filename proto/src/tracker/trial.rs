@@ -64,6 +64,8 @@ pub(super) struct Report {
     pub(super) have: u32,
     /// Chunks that it lacks.
     pub(super) left: u32,
+    /// Streams that it has open.
+    pub(super) streams: u8,
     /// What came in under the lease: bytes from the origin, chunks into a zone.
     pub(super) amount: u64,
 }
@@ -213,7 +215,8 @@ impl Trial {
         }
         let sparse =
             tenure.last.have.saturating_sub(tenure.first.have) < SAMPLE && since + limits.lease_trial_max > report.at;
-        if since + pause > report.at || sparse {
+        // With several streams it is the origin that is slow, and each holder would have to find that out anew.
+        if since + pause > report.at || sparse || report.streams > 1 {
             return Verdict::Stay;
         }
         let (holder, measure, worth) = (tenure.holder, tenure.measure(), tenure.is_worth_trials());

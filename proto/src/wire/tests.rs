@@ -79,12 +79,8 @@ fn scope() -> impl Strategy<Value = Scope> {
 fn join() -> impl Strategy<Value = Message> {
     let standing =
         prop_oneof![Just(Standing::Fetching), Just(Standing::Starved), Just(Standing::Complete), Just(Standing::Shut)];
-    let held = (epoch(), scope(), any::<u64>(), any::<u32>()).prop_map(|(epoch, scope, bytes, left)| Held {
-        epoch,
-        scope,
-        bytes,
-        left,
-    });
+    let held = (epoch(), scope(), any::<u64>(), any::<u32>(), any::<u8>())
+        .prop_map(|(epoch, scope, bytes, left, streams)| Held { epoch, scope, bytes, left, streams });
     (digest(), 0..=65_536_u32, standing, place(), proptest::option::of(held))
         .prop_map(|(digest, have, standing, place, lease)| Message::Join(Join { digest, have, standing, place, lease }))
 }
@@ -203,7 +199,7 @@ fn samples() -> Vec<Message> {
             have: 300,
             standing: Standing::Starved,
             place: Place { zone: 0x0403_0201, rack: 9 },
-            lease: Some(Held { epoch: Epoch(7), scope: Scope::Zone, bytes: 1 << 40, left: 3 }),
+            lease: Some(Held { epoch: Epoch(7), scope: Scope::Zone, bytes: 1 << 40, left: 3, streams: 2 }),
         }),
         Message::Joined {
             digest,
@@ -395,7 +391,7 @@ fn the_encoding_stays_as_it_is() {
     let (one, two, ee) = ("11".repeat(32), "22".repeat(32), "ee".repeat(64));
     let ipv6 = format!("fd{}01", "00".repeat(14));
     let golden = [
-        format!("0000{aa}fb2c0101fc0102030409010701fd000000000001000003"),
+        format!("0000{aa}fb2c0101fc0102030409010701fd00000000000100000302"),
         format!("0100{aa}02{cc}000a000001fbbb13{cc}01{ipv6}fbbb1301070001"),
         format!("0200{aa}07"),
         format!("0301{}", "bb".repeat(64)),

@@ -70,6 +70,7 @@ impl Cluster {
                     scope: grant.scope,
                     bytes: 1 + (u64::from(have) << 20),
                     left: self.left,
+                    streams: 1,
                 };
                 Join { lease: Some(held), ..plain }
             }
