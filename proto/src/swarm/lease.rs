@@ -95,6 +95,9 @@ impl Lease {
     }
 
     pub(super) fn deadline(&self) -> Option<Time> {
+        if self.is_import() {
+            return None;
+        }
         if self.runs.is_empty() {
             return self.not_before;
         }

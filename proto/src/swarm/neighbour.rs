@@ -112,7 +112,8 @@ impl Fetch {
         if peer == cx.me || self.solo || !self.is_fetching() || self.banned.contains(&peer) {
             return;
         }
-        let room = self.remotes.values().filter(|remote| remote.subscribed).count() < cx.limits.neighbours_max;
+        let most = cx.limits.neighbours_max * if self.imports() { 2 } else { 1 };
+        let room = self.remotes.values().filter(|remote| remote.subscribed).count() < most;
         if self.remotes.get(peer).is_some_and(|remote| remote.subscribed) || !room {
             return;
         }
