@@ -70,9 +70,9 @@ fn none() -> ChunkSet {
 }
 
 fn pulls(out: &[Output]) -> Vec<(PullId, PeerId, ChunkIndex)> {
-    let pull = |order: &Output| match order {
-        Output::Pull { pull, peer, chunk, .. } => Some((*pull, *peer, *chunk)),
-        _ => None,
+    let pull = |order: &Output| {
+        let Output::Pull { pull, peer, chunk, .. } = order else { return None };
+        Some((*pull, *peer, *chunk))
     };
     out.iter().filter_map(pull).collect()
 }
@@ -113,9 +113,9 @@ fn what_an_importer_released_stays_with_one_peer_though_other_zones_have_it() {
     assert_eq!(out.iter().filter(shown).count(), 1);
     let mut out = rig.hear(2, Message::Got { digest: digest(), chunks: vec![chunk] });
     out.extend(rig.wait(Duration::from_millis(50)));
-    let told = |order: &Output| match order {
-        Output::Send { peer: to, message: Message::Got { .. } } => [peer(5), peer(6)].contains(to),
-        _ => false,
+    let told = |order: &Output| {
+        let Output::Send { peer: to, message: Message::Got { .. } } = order else { return false };
+        [peer(5), peer(6)].contains(to)
     };
     assert!(!out.iter().any(told), "{out:?}");
 }
