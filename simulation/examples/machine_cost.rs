@@ -2,7 +2,7 @@
 //!
 //! `cargo run --release -p shoal-simulation --example machine_cost`
 
-#![allow(clippy::print_stdout, clippy::disallowed_methods, clippy::expect_used, reason = "a bench prints what it measures")]
+#![allow(clippy::print_stdout, clippy::disallowed_methods, clippy::wildcard_enum_match_arm, reason = "a bench prints what it measures")]
 
 use std::{
     net::{Ipv4Addr, SocketAddr},

@@ -124,18 +124,20 @@ impl Content {
         chunk < self.verifiable_end() && !self.have.contains(chunk) && !self.busy.contains(chunk)
     }
 
-    /// A peer has these chunks.
-    pub(super) fn list(&mut self, chunks: &ChunkSet) {
+    /// A peer has these chunks; `confirms` as for one.
+    pub(super) fn list(&mut self, chunks: &ChunkSet, confirms: bool) {
         for chunk in chunks.iter() {
-            self.list_one(chunk);
+            self.list_one(chunk, confirms);
         }
     }
 
-    /// A peer has this chunk.
-    pub(super) fn list_one(&mut self, chunk: ChunkIndex) {
+    /// A peer has this chunk. It `confirms` its release unless it stands where the chunk was imported from.
+    pub(super) fn list_one(&mut self, chunk: ChunkIndex, confirms: bool) {
         if let Some(holders) = self.rarity.get_mut(chunk.at()) {
             *holders = holders.saturating_add(1);
-            self.releases.confirm(chunk);
+            if confirms {
+                self.releases.confirm(chunk);
+            }
         }
     }
 

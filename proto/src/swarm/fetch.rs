@@ -42,6 +42,8 @@ pub(super) struct Fetch {
     pub(super) duty: Duty,
     pub(super) tracking: Tracking,
     pub(super) lease: Option<Lease>,
+    /// It has, or had, a lease to import into its zone.
+    pub(super) imported: bool,
     /// The origin will not help this node any more.
     pub(super) shut: Option<OriginFailure>,
     /// A claim was false: only the origin is believed, and no peer's claim.
@@ -77,6 +79,7 @@ impl Fetch {
             duty: Duty::default(),
             tracking: Tracking::default(),
             lease: None,
+            imported: false,
             shut: None,
             solo: false,
             readers: BTreeMap::new(),

@@ -109,6 +109,7 @@ impl Lease {
 
 impl Fetch {
     pub(super) fn take_lease(&mut self, cx: &mut Context<'_>, grant: Grant) {
+        self.imported |= grant.scope == Scope::Zone;
         match &mut self.lease {
             Some(lease) => {
                 lease.grant = Some(grant);

@@ -108,6 +108,13 @@ impl Fetch {
         wanted.any(|chunk| self.may_fetch(remote, chunk, hungry))
     }
 
+    /// Whether chunks that a peer has need not be released any more. Those in another zone had what was imported from them
+    /// all along, and say so late: nobody in this zone has it for that.
+    pub(super) fn confirms(&self, peer: PeerId) -> bool {
+        let is_far = self.remotes.get(peer).is_some_and(|remote| remote.near == Near::Far);
+        !is_far || !self.imported
+    }
+
     /// Whether this fetch waits no longer for its rack's members: it got nothing for a while, or little is missing.
     pub(super) fn is_rack_hungry(&self, now: Time) -> bool {
         let near_end = |content: &Content| content.missing() * RACK_END <= content.layout().count();

@@ -112,7 +112,8 @@ impl Fetch {
         if peer == cx.me || self.solo || !self.is_fetching() || self.banned.contains(&peer) {
             return;
         }
-        let room = self.remotes.values().filter(|remote| remote.subscribed).count() < cx.limits.neighbours_max;
+        let most = cx.limits.neighbours_max * if self.imports() { 2 } else { 1 };
+        let room = self.remotes.values().filter(|remote| remote.subscribed).count() < most;
         if self.remotes.get(peer).is_some_and(|remote| remote.subscribed) || !room {
             return;
         }
@@ -261,23 +262,25 @@ impl Fetch {
             return;
         }
         self.unlist_all(peer);
+        let confirms = self.confirms(peer);
         let Some(remote) = self.remotes.get_mut(peer) else { return };
         remote.answered = true;
         remote.size = size;
         if let Some(content) = &mut self.content {
-            content.list(&chunks);
+            content.list(&chunks, confirms);
         }
         remote.have = Some(chunks);
         self.ask_states(cx, peer);
     }
 
     fn they_got(&mut self, cx: &mut Context<'_>, peer: PeerId, chunks: &[ChunkIndex]) {
+        let confirms = self.confirms(peer);
         let Some(have) = self.remotes.get_mut(peer).and_then(|remote| remote.have.as_mut()) else { return };
         for chunk in chunks {
             if have.insert(*chunk)
                 && let Some(content) = &mut self.content
             {
-                content.list_one(*chunk);
+                content.list_one(*chunk, confirms);
             }
         }
         self.ask_states(cx, peer);
@@ -291,7 +294,7 @@ impl Fetch {
                 remote.have = None;
             }
             if let Some(have) = &remote.have {
-                content.list(have);
+                content.list(have, true);
             }
         }
     }

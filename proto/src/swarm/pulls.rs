@@ -14,6 +14,10 @@ use super::{
 };
 use crate::{chunk::ChunkIndex, peer::PeerId, time::Time};
 
+/// A whole zone waits for what its importer gets: it asks for so many times as much at once, since the peers that it asks
+/// serve others at the same time.
+const IMPORT_SHARE: usize = 2;
+
 impl Fetch {
     /// Asks for whatever can be asked for now.
     pub(super) fn pull_more(&mut self, cx: &mut Context<'_>) {
@@ -48,11 +52,12 @@ impl Fetch {
     fn has_room(&mut self, cx: &mut Context<'_>) -> bool {
         let Some(content) = &self.content else { return false };
         let own = content.pulls.iter().filter(|(_, pull)| !pull.fresh).count();
-        if own >= content.pulls_max(cx.limits) {
+        let share = if self.imports() { IMPORT_SHARE } else { 1 };
+        if own >= content.pulls_max(cx.limits) * share {
             return false;
         }
         let bytes = content.layout().chunk_bytes();
-        let room = cx.links.pulls < cx.pulls_max()
+        let room = cx.links.pulls < cx.pulls_max() * share
             && cx.links.pull_bytes.saturating_add(bytes) <= cx.limits.pull_bytes_max.max(bytes * 2);
         if !room {
             cx.links.crowded.insert(self.digest);
@@ -132,14 +137,16 @@ impl Fetch {
             let end = content.verifiable_end();
             let Content { fresh, have, busy, rarity, .. } = content;
             let offered = |chunk: &ChunkIndex| rarity.get(chunk.at()).is_some_and(|peers| *peers > 0);
-            fresh.retain(|chunk| !have.contains(*chunk) && !busy.contains(*chunk) && offered(chunk));
+            // One that is on its way stays: it may come to nothing, and be nobody else's to bring in.
+            fresh.retain(|chunk| !have.contains(*chunk) && offered(chunk));
             let able = |chunk: &ChunkIndex| {
                 let holder = |(_, remote): &(PeerId, &Remote)| {
                     remote.may_be_asked(cx.now) && remote.offers(|theirs| theirs.contains(*chunk))
                 };
                 self.remotes.iter().find(holder).map(|(peer, _)| (peer, *chunk))
             };
-            let Some((peer, chunk)) = fresh.iter().filter(|chunk| **chunk < end).find_map(able) else { return };
+            let mut open = fresh.iter().filter(|chunk| **chunk < end && !busy.contains(**chunk));
+            let Some((peer, chunk)) = open.find_map(able) else { return };
             self.start_pull(cx, peer, chunk, true);
         }
     }

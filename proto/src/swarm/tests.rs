@@ -12,6 +12,8 @@ use crate::{
     tracker::{self, Tracker},
 };
 
+mod near;
+
 const HOP: Duration = Duration::from_millis(1);
 const CHUNK: Duration = Duration::from_millis(10);
 const SIZE: u64 = 40 * 256 * 1024 - 7;

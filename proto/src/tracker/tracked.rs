@@ -8,7 +8,7 @@ use super::{
     lease::{Key, Lease, Leases, Line, Returned, revoked},
     members::{Member, Members},
     sample::{Wish, sample},
-    trial::{Progress, Report, Verdict},
+    trial::{Progress, Report, Trial, Verdict},
 };
 use crate::{
     digest::Digest,
@@ -115,6 +115,7 @@ impl Tracked {
         }
         let known = self.leases.held_by(peer, zone).is_some_and(|(_, lease)| lease.confirmed);
         let returned = self.leases.hear(now, peer, zone, join, out);
+        self.end_needless_import(join.digest, out);
         if let Some((key, Lease { own: true, ending: None, epoch, .. })) = self.leases.held_by(peer, zone)
             && let Some(held) = join.lease
         {
@@ -133,6 +134,18 @@ impl Tracked {
             }
         }
         returned
+    }
+
+    /// The zone of whoever streams from the origin needs no import. A tracker that had not heard of it may have given one.
+    fn end_needless_import(&mut self, digest: Digest, out: &mut Vec<Send>) {
+        let source = self.leases.source().and_then(|source| self.members.get(source));
+        let Some(zone) = source.map(|source| source.place.zone) else { return };
+        if let Some(line) = self.leases.line_mut(Key::Zone(zone))
+            && let Some(lease) = line.end()
+        {
+            line.trial = Trial::default();
+            out.push(revoked(lease.holder, digest, lease.epoch));
+        }
     }
 
     /// Counts a member's progress for the lease under which it was made.

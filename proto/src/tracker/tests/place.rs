@@ -141,3 +141,15 @@ fn zones_beyond_the_limit_count_as_one_without_a_name() {
     assert!(import(rig.answer(3, at(3, 0)).0));
     assert_eq!(rig.answer(4, at(4, 0)).0, None);
 }
+
+#[test]
+fn an_import_that_another_tracker_gave_for_the_zone_of_the_stream_is_revoked() {
+    let mut rig = Rig::new();
+    assert_eq!(rig.answer(1, at(1, 0)).0, Some(first()));
+    rig.join(1, Join { place: Place { zone: 1, rack: 0 }, ..beat(first(), 1) });
+    let grant = Grant { epoch: Epoch(7), scope: Scope::Zone };
+    let out = rig.join(2, Join { place: Place { zone: 1, rack: 0 }, ..beat(grant, 0) });
+    assert_eq!(revoked_of(&out), [peer(2)]);
+    let out = rig.join(3, Join { place: Place { zone: 2, rack: 0 }, ..beat(grant, 0) });
+    assert_eq!(revoked_of(&out), [], "another zone needs one");
+}
