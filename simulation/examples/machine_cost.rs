@@ -2,7 +2,12 @@
 //!
 //! `cargo run --release -p shoal-simulation --example machine_cost`
 
-#![allow(clippy::print_stdout, clippy::disallowed_methods, clippy::wildcard_enum_match_arm, reason = "a bench prints what it measures")]
+#![allow(
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    clippy::wildcard_enum_match_arm,
+    reason = "a bench prints what it measures"
+)]
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -59,7 +64,7 @@ fn prepared(blob: &Blob, out: &mut Vec<Output>) -> Swarm {
         swarm.handle(Time::ZERO, Input::Connected { peer: peer(id), place: Place::default() }, out);
     }
     swarm.handle(Time::ZERO, Input::Located { digest, trackers: vec![holders[0]] }, out);
-    let joined = Message::Joined { digest, peers: Vec::new(), lease: None, served: true, sources: Vec::new() };
+    let joined = Message::Joined { digest, peers: Vec::new(), lease: None, served: true };
     swarm.handle(Time::ZERO, Input::Received { peer: peer(1), message: joined }, out);
     swarm.handle(Time::ZERO, Input::Holders { digest, holders }, out);
     for id in 1..=PEERS {

@@ -143,7 +143,8 @@ impl Default for Plan {
             far_rtt: None,
             message_cost: Span(std::time::Duration::from_micros(2)),
             connect_trips: 1.5,
-            connect_cost: Span(std::time::Duration::from_micros(300)),
+            // About 400 us of work, spread over the eight cores of a small server.
+            connect_cost: Span(std::time::Duration::from_micros(50)),
             verify_rate: Some(Rate(4_000_000_000)),
             write_rate: None,
             detect: Span::millis(3000),

@@ -62,8 +62,8 @@ pub(super) struct Content {
     pub(super) told: Time,
     /// When they are to be told of `untold`.
     pub(super) tell_at: Option<Time>,
-    /// Who sent a chunk that did not verify, the first time.
-    pub(super) corrupt: BTreeMap<ChunkIndex, PeerId>,
+    /// Who sent bytes of a chunk that did not verify, as long as nobody sent better ones.
+    pub(super) corrupt: BTreeMap<ChunkIndex, Vec<PeerId>>,
 }
 
 /// A chunk on its way from a peer.

@@ -18,6 +18,9 @@ use crate::{chunk::ChunkIndex, peer::PeerId, time::Time};
 /// serve others at the same time.
 const IMPORT_SHARE: usize = 2;
 
+/// A claim counts as false once so many peers sent bytes of one chunk that do not fit it.
+const CORRUPT_MAX: usize = 4;
+
 impl Fetch {
     /// Asks for whatever can be asked for now.
     pub(super) fn pull_more(&mut self, cx: &mut Context<'_>) {
@@ -223,11 +226,15 @@ impl Fetch {
             self.convict(cx, pull.peer);
             return;
         }
-        let first = *content.corrupt.entry(pull.chunk).or_insert(pull.peer);
-        if first == pull.peer {
-            self.unlist(pull.peer, pull.chunk);
-        } else {
-            // Two peers that both hold the chunk under this claim sent bytes that do not fit: the claim is false.
+        let senders = content.corrupt.entry(pull.chunk).or_default();
+        if !senders.contains(&pull.peer) {
+            senders.push(pull.peer);
+        }
+        let senders = senders.len();
+        self.unlist(pull.peer, pull.chunk);
+        let others = self.content.as_ref().is_some_and(|content| content.rarity[pull.chunk.at()] > 0);
+        if senders >= CORRUPT_MAX || senders > 1 && !others {
+            // So many peers that hold the chunk under this claim sent bytes that do not fit: the claim is false.
             self.distrust(cx);
         }
     }
