@@ -26,7 +26,7 @@ use crate::{
     quic::DataPlane,
 };
 
-/// Trackers that are named at most: as many as a fetch asks.
+/// Trackers that are named at most; a fetch would ask one more.
 const TRACKERS: usize = 3;
 
 /// How long an answer, or its lack, is believed.

@@ -183,11 +183,13 @@ impl Fetch {
                 }
                 return;
             }
-            Message::Peers { peers, .. } => {
+            // Only from those whom this node asked: nobody else shall make it dial.
+            Message::Peers { peers, .. } if self.remotes.get(peer).is_some_and(|remote| remote.subscribed) => {
                 for contact in peers {
                     self.meet(cx, contact);
                 }
             }
+            Message::Peers { .. } => {}
             Message::Fresh { chunks, .. } => {
                 self.they_got(cx, peer, &chunks);
                 if let Some(content) = &mut self.content {
