@@ -95,6 +95,27 @@ pub struct Expected {
     pub end: Option<LinkEnd>,
 }
 
+/// The states at both ends of a chunk's link: under which claim a chunk is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Ends {
+    /// The state in front of the chunk.
+    pub before: State,
+    /// The state behind it; none for the last chunk, whose link ends in the digest, and where it is not known.
+    pub after: Option<State>,
+}
+
+impl Expected {
+    /// The states at its ends.
+    #[must_use]
+    pub const fn ends(&self) -> Ends {
+        let after = match self.end {
+            Some(LinkEnd::State(state)) => Some(state),
+            Some(LinkEnd::Digest(_)) | None => None,
+        };
+        Ends { before: self.before, after }
+    }
+}
+
 /// The states of a blob as far as they are known, always a prefix: state `i` stands in front of chunk `i`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chain {

@@ -40,10 +40,10 @@ pub struct Limits {
     pub pull_timeout_min: Duration,
     /// The same, as long as no pull of the fetch was good, so that nothing is known about how long they take.
     pub pull_timeout_first: Duration,
-    /// Longest gap between getting a chunk and telling subscribers, so that several go in one message.
+    /// Longest time from getting a chunk to telling all subscribers, so that several go in one message.
     pub got_delay: Duration,
-    /// The same for chunks that many peers have already.
-    pub got_delay_common: Duration,
+    /// Subscribers that are told at once of a chunk that few have.
+    pub hints: usize,
     /// Shortest time between two signatures for states of one blob, unless many states wait.
     pub sign_delay: Duration,
     /// So many states are signed at once without waiting.
@@ -124,8 +124,8 @@ impl Default for Limits {
             endgame_chunks: 6,
             pull_timeout_min: Duration::from_millis(400),
             pull_timeout_first: Duration::from_secs(2),
-            got_delay: Duration::from_millis(4),
-            got_delay_common: Duration::from_millis(40),
+            got_delay: Duration::from_millis(20),
+            hints: 3,
             sign_delay: Duration::from_millis(10),
             sign_states: 16,
             strikes_max: 4,
@@ -169,7 +169,7 @@ impl Limits {
             (self.neighbours_max >= 1, "neighbours_max >= 1"),
             (self.remotes_max >= self.neighbours_max, "remotes_max >= neighbours_max"),
             (self.pulls_max >= 1 && self.pulls_per_peer_max >= 1, "at least one pull"),
-            (self.got_delay_common >= self.got_delay, "got_delay_common >= got_delay"),
+            (self.remotes_max <= crate::swarm::REMOTES_MAX, "remotes_max <= REMOTES_MAX"),
             (self.sign_states >= 2, "sign_states >= 2"),
             (self.releases_max >= self.releases_per_peer_max, "releases_max >= releases_per_peer_max"),
             (self.lease_timeout >= self.lease_heartbeat * 3, "lease_timeout >= 3 lease_heartbeat"),

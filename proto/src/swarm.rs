@@ -15,6 +15,8 @@
 //! Inputs are facts and outputs are orders. `handle` cannot fail and never waits. A chunk's bytes never come in here:
 //! [`Output::Pull`] means fetch, verify against `expected` and store, and its answer is one [`Verdict`].
 
+mod choose;
+mod claims;
 mod connections;
 mod content;
 mod fetch;
@@ -22,14 +24,16 @@ mod input;
 mod lease;
 mod near;
 mod neighbour;
+mod news;
+mod offers;
 mod output;
 mod pace;
-mod peers;
-mod pick;
 mod pulls;
 mod release;
+mod remotes;
 mod serve;
 mod sign;
+mod slots;
 #[cfg(test)]
 mod tests;
 mod track;
@@ -94,6 +98,9 @@ struct Links {
     /// Fetches that would ask for more if those were fewer.
     crowded: BTreeSet<Digest>,
 }
+
+/// Largest [`Limits::remotes_max`].
+pub const REMOTES_MAX: usize = slots::SLOTS_MAX;
 
 /// How long a tracker that did not answer is asked last.
 const SILENCE: Duration = Duration::from_secs(10);
@@ -189,9 +196,9 @@ impl Swarm {
                 self.each(now, out, |fetch, cx| fetch.disconnected(cx, peer));
             }
             Input::Received { peer, message } => self.received(now, peer, message, out),
-            Input::Asked { ask, peer, digest, chunk } => {
+            Input::Asked { ask, peer, digest, chunk, ends } => {
                 let (fetches, uploads, mut cx) = self.parts(now, out);
-                let available = fetches.get_mut(&digest).is_some_and(|fetch| fetch.asked(&cx, chunk));
+                let available = fetches.get_mut(&digest).is_some_and(|fetch| fetch.asked(&cx, chunk, ends));
                 let crowded = uploads.asked(&mut cx, ask, Upload { peer, digest, chunk }, available);
                 if let Some(fetch) = fetches.get_mut(&digest).filter(|_| crowded) {
                     fetch.suggest(&mut cx, peer);

@@ -200,7 +200,9 @@ impl Tracker {
             if !tracked.is_needed(now, key) {
                 continue;
             }
-            let Some(peer) = tracked.members.richest(key, shunned) else { continue };
+            let leases = &tracked.leases;
+            let left_out = |peer: PeerId| Some(peer) == shunned || leases.is_barred(peer);
+            let Some(peer) = tracked.members.richest(key, left_out) else { continue };
             tracked.give(now, peer, key);
             out.push(tracked.answer(&mut self.rng, digest, peer, self.limits.sample, None));
         }

@@ -14,20 +14,23 @@ pub use self::codec::{
     encode_hello, encode_message, split_frame,
 };
 use crate::{
+    chain::Ends,
     chunk::{ChunkIndex, ChunkSet},
     claim::Segment,
     digest::Digest,
-    peer::{Contact, Place},
+    peer::{Contact, PeerId, Place},
 };
 
 /// Version of this page; peers of another version are refused at the handshake.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 /// Largest frame body, in bytes.
 pub const FRAME_BYTES_MAX: usize = 64 * 1024;
 /// Most states in one segment message.
 pub const SEGMENT_STATES_MAX: usize = 1024;
 /// Most contacts in one message.
 pub const CONTACTS_MAX: usize = 64;
+/// Most holders of the origin's lease that are named in one message.
+pub const SOURCES_MAX: usize = 16;
 /// Most chunks in one [`Message::Got`] or [`Message::Fresh`].
 pub const GOT_CHUNKS_MAX: usize = 1024;
 
@@ -46,6 +49,8 @@ pub enum Message {
         lease: Option<Grant>,
         /// Whether somebody (else) holds the lease or the whole blob, so that waiting makes sense.
         served: bool,
+        /// Who holds or held the origin's lease, the latest last: whose word for states is good enough to begin with.
+        sources: Vec<PeerId>,
     },
     /// From a tracker: finish the chunk that is on its way, then give the lease back with the next [`Message::Join`].
     Revoked {
@@ -131,6 +136,8 @@ pub struct Join {
     pub place: Place,
     /// The lease that the sender holds.
     pub lease: Option<Held>,
+    /// A peer that the sender caught by its own word: it sent bytes or states that do not lead to the digest.
+    pub accused: Option<PeerId>,
 }
 
 /// A lease as its holder reports it.
@@ -202,6 +209,8 @@ pub struct Ask {
     pub digest: Digest,
     /// Which chunk.
     pub chunk: ChunkIndex,
+    /// Under which claim: a node that holds another one has nothing to send.
+    pub ends: Ends,
 }
 
 /// The first byte of a chunk stream's answer side; after [`Answer::Bytes`] the chunk's bytes follow.

@@ -268,6 +268,7 @@ impl Draw {
             ("sign_states", 2, 64),
             ("strikes_max", 2, 8),
             ("trackers_max", 1, 8),
+            ("hints", 0, 8),
             ("origin_tries", 2, 6),
         ] {
             let value = self.rng.random_range(from..=to);
@@ -278,7 +279,6 @@ impl Draw {
         let lease_timeout = lease_heartbeat * self.log(3.1, 8.0);
         let lease_stall = lease_timeout * self.log(1.1, 4.0);
         let trial = self.log(100.0, 1000.0);
-        let got = self.log(0.5, 20.0);
         for (key, value) in [
             ("heartbeat", heartbeat),
             ("member_timeout", heartbeat * self.log(3.1, 10.0)),
@@ -289,8 +289,7 @@ impl Draw {
             ("lease_trial", trial),
             ("lease_trial_max", trial * self.log(1.1, 30.0)),
             ("lease_handover", lease_heartbeat * self.log(1.1, 5.0)),
-            ("got_delay", got),
-            ("got_delay_common", got * self.log(1.1, 20.0)),
+            ("got_delay", self.log(0.5, 100.0)),
             ("sign_delay", self.log(1.0, 50.0)),
             ("release_timeout", self.log(300.0, 5000.0)),
             ("pull_timeout_min", self.log(100.0, 1500.0)),

@@ -1,12 +1,8 @@
 //! What a fetch knows of its blob once the size is known: states, chunks, and what is on its way.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use super::{PullId, release::Releases, sign::Signing};
+use super::{PullId, news::News, offers::Offers, release::Releases, sign::Signing, slots::Slot};
 use crate::{
     chain::Chain,
     chunk::{ChunkIndex, ChunkSet, Layout},
@@ -47,29 +43,24 @@ pub(super) struct Content {
     /// Chunks that we were shown first.
     pub(super) fresh: BTreeSet<ChunkIndex>,
     /// Chunks that are being pulled.
-    pub(super) busy: ChunkSet,
-    /// How many peers have each chunk.
-    pub(super) rarity: Vec<u16>,
+    busy: ChunkSet,
+    /// Who has which chunk.
+    pub(super) offers: Offers,
     pub(super) pulls: Vec<(PullId, Pull)>,
+    /// How many of these are not fresh from the origin.
+    pub(super) common_pulls: usize,
     /// Whether any pull was good: until then, slow and silent peers look alike.
     pub(super) supplied: bool,
     /// Moving average of how long a good pull takes.
     pub(super) pull_time: Duration,
     pub(super) releases: Releases,
-    /// Chunks that subscribers have not been told of.
-    pub(super) untold: Vec<ChunkIndex>,
-    /// When they were last told.
-    pub(super) told: Time,
-    /// When they are to be told of `untold`.
-    pub(super) tell_at: Option<Time>,
-    /// Who sent bytes of a chunk that did not verify, as long as nobody sent better ones.
-    pub(super) corrupt: BTreeMap<ChunkIndex, Vec<PeerId>>,
+    pub(super) news: News,
 }
 
 /// A chunk on its way from a peer.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Pull {
-    pub(super) peer: PeerId,
+    pub(super) peer: Slot,
     pub(super) chunk: ChunkIndex,
     pub(super) started: Time,
     /// It is of those that we were shown first, and takes no room from others.
@@ -92,15 +83,13 @@ impl Content {
             states_asked: Time::ZERO,
             fresh: BTreeSet::new(),
             busy: ChunkSet::empty(count),
-            rarity: vec![0; count as usize],
+            offers: Offers::new(count),
             pulls: Vec::new(),
+            common_pulls: 0,
             supplied: false,
             pull_time: Duration::ZERO,
             releases: Releases::default(),
-            untold: Vec::new(),
-            told: Time::ZERO,
-            tell_at: None,
-            corrupt: BTreeMap::new(),
+            news: News::default(),
         }
     }
 
@@ -113,39 +102,66 @@ impl Content {
         if self.chain.is_whole() { ChunkIndex(self.layout().count()) } else { self.chain.frontier() }
     }
 
-    /// What a peer has, we lack, nobody sends yet, and could be verified.
-    pub(super) fn wanted<'a>(&'a self, theirs: &'a ChunkSet) -> impl Iterator<Item = ChunkIndex> + 'a {
-        let end = self.verifiable_end();
-        theirs.without(&self.have, &self.busy).take_while(move |chunk| *chunk < end)
-    }
-
     /// Whether a chunk is lacking, on its way from nobody, and can be verified.
     pub(super) fn wants(&self, chunk: ChunkIndex) -> bool {
         chunk < self.verifiable_end() && !self.have.contains(chunk) && !self.busy.contains(chunk)
     }
 
-    /// A peer has these chunks; `confirms` as for one.
-    pub(super) fn list(&mut self, chunks: &ChunkSet, confirms: bool) {
-        for chunk in chunks.iter() {
-            self.list_one(chunk, confirms);
+    /// Opens or closes a chunk for being asked for, after anything about it changed.
+    fn settle(&mut self, chunk: ChunkIndex) {
+        let wanted = self.wants(chunk);
+        self.offers.settle(chunk, wanted);
+    }
+
+    /// States became known: chunks from `before` on may be verifiable now.
+    pub(super) fn extended(&mut self, before: ChunkIndex) {
+        for chunk in before.0..self.verifiable_end().0 {
+            self.settle(ChunkIndex(chunk));
         }
     }
 
-    /// A peer has this chunk. It `confirms` its release unless it stands where the chunk was imported from.
-    pub(super) fn list_one(&mut self, chunk: ChunkIndex, confirms: bool) {
-        if let Some(holders) = self.rarity.get_mut(chunk.at()) {
-            *holders = holders.saturating_add(1);
-            if confirms {
-                self.releases.confirm(chunk);
-            }
+    /// A chunk is here. Returns whether that is new.
+    pub(super) fn insert(&mut self, chunk: ChunkIndex) -> bool {
+        let new = self.have.insert(chunk);
+        self.settle(chunk);
+        new
+    }
+
+    pub(super) fn is_busy(&self, chunk: ChunkIndex) -> bool {
+        self.busy.contains(chunk)
+    }
+
+    /// A chunk is stored and will be hashed when the state in front of it is known.
+    pub(super) fn insert_raw(&mut self, chunk: ChunkIndex) {
+        if !self.have.contains(chunk) {
+            self.raw.insert(chunk);
+            self.busy.insert(chunk);
+            self.settle(chunk);
         }
     }
 
-    /// The last chunk, if a peer has it, it can be verified, and it is neither here nor on its way.
-    pub(super) fn last_wanted(&self, theirs: &ChunkSet) -> Option<ChunkIndex> {
-        let last = self.layout().last();
-        let open = theirs.contains(last) && !self.have.contains(last) && !self.busy.contains(last);
-        (open && self.chain.is_whole()).then_some(last)
+    /// Takes a chunk out of those that wait to be hashed; returns whether it was one.
+    pub(super) fn take_raw(&mut self, chunk: ChunkIndex) -> bool {
+        let waited = self.raw.contains(chunk);
+        if waited {
+            self.raw.remove(chunk);
+            self.busy.remove(chunk);
+            self.settle(chunk);
+        }
+        waited
+    }
+
+    /// A peer has this chunk. It `confirms` its release unless it stands where the chunk was imported from. Returns whether
+    /// that is news.
+    pub(super) fn list(&mut self, slot: Slot, chunk: ChunkIndex, confirms: bool) -> bool {
+        if !self.offers.list(slot, chunk) {
+            return false;
+        }
+        self.settle(chunk);
+        if confirms {
+            self.releases.confirm(chunk);
+        }
+        true
     }
 
     /// Who signed the state in front of a chunk.
@@ -158,12 +174,22 @@ impl Content {
         self.layout().count() - self.have.len()
     }
 
+    /// A pull is out.
+    pub(super) fn add_pull(&mut self, id: PullId, pull: Pull) {
+        self.busy.insert(pull.chunk);
+        self.settle(pull.chunk);
+        self.common_pulls += usize::from(!pull.fresh);
+        self.pulls.push((id, pull));
+    }
+
     /// A chunk is no longer on its way from this pull; it may still be from another.
     pub(super) fn drop_pull(&mut self, pull: PullId) -> Option<Pull> {
         let at = self.pulls.iter().position(|(other, _)| *other == pull)?;
         let (_, dropped) = self.pulls.swap_remove(at);
+        self.common_pulls -= usize::from(!dropped.fresh);
         if !self.pulls.iter().any(|(_, other)| other.chunk == dropped.chunk) {
             self.busy.remove(dropped.chunk);
+            self.settle(dropped.chunk);
         }
         Some(dropped)
     }

@@ -10,11 +10,11 @@ use rand::RngExt;
 
 use super::{
     Context, Event, FetchError, FetchView, Input, OriginFailure, Output, ReaderId, Restored,
+    claims::Claims,
     content::{Content, PULL_PATIENCE},
     lease::Lease,
     near::Duty,
-    neighbour::Remote,
-    peers::PeerMap,
+    remotes::Remotes,
     track::Tracking,
 };
 use crate::{
@@ -37,7 +37,10 @@ pub(super) struct Fetch {
     pub(super) sealed: bool,
     /// Known once the size is.
     pub(super) content: Option<Content>,
-    pub(super) remotes: PeerMap<Remote>,
+    pub(super) remotes: Remotes,
+    /// Peers that were given up because their word could not be relied on.
+    pub(super) shunned: BTreeSet<PeerId>,
+    pub(super) claims: Claims,
     /// Which chunks this node brings into its rack.
     pub(super) duty: Duty,
     pub(super) tracking: Tracking,
@@ -49,8 +52,6 @@ pub(super) struct Fetch {
     /// A claim was false: only the origin is believed, and no peer's claim.
     pub(super) solo: bool,
     pub(super) readers: BTreeMap<ReaderId, ChunkIndex>,
-    /// Authors of false states.
-    pub(super) banned: BTreeSet<PeerId>,
     /// How much longer than the limit this fetch waits for progress, so that not all nodes stall in the same instant.
     calm: f64,
     /// When the last chunk came, or the last bytes from the origin.
@@ -75,7 +76,9 @@ impl Fetch {
             phase: Phase::Fetching,
             sealed: false,
             content: None,
-            remotes: PeerMap::default(),
+            remotes: Remotes::default(),
+            shunned: BTreeSet::new(),
+            claims: Claims::default(),
             duty: Duty::default(),
             tracking: Tracking::default(),
             lease: None,
@@ -83,7 +86,6 @@ impl Fetch {
             shut: None,
             solo: false,
             readers: BTreeMap::new(),
-            banned: BTreeSet::new(),
             calm: 1.0,
             progressed: now,
             used: now,
@@ -131,8 +133,12 @@ impl Fetch {
             }
         }
         content.signing.cover(content.chain.frontier());
-        for chunk in restored.have.iter().filter(|chunk| content.chain.can_verify(*chunk)) {
-            content.have.insert(chunk);
+        content.extended(ChunkIndex::FIRST);
+        for chunk in restored.have.iter() {
+            if !content.chain.can_verify(chunk) {
+                continue;
+            }
+            content.insert(chunk);
             cx.out.push(Output::Arrived { digest: self.digest, chunk });
         }
     }
@@ -216,6 +222,7 @@ impl Fetch {
             self.fail_if_hopeless(cx);
         }
         if self.is_fetching() {
+            self.tend_candidate(cx);
             self.tend_origin(cx);
             self.pull_more(cx);
         }
@@ -240,9 +247,6 @@ impl Fetch {
             self.release(cx);
             return;
         }
-        for remote in self.remotes.values_mut() {
-            remote.rest_over(cx.now);
-        }
         self.track_due(cx);
         self.drop_late_pulls(cx);
         self.check_stall(cx);
@@ -258,7 +262,7 @@ impl Fetch {
     /// All that is put off, looked at anew.
     fn next_due(&self, now: Time, limits: &Limits) -> Option<Time> {
         let content = self.content.as_ref();
-        let tell = content.and_then(|content| content.tell_at);
+        let tell = content.and_then(|content| content.news.due);
         let release = content.and_then(|content| content.releases.deadline(limits));
         if !self.is_fetching() {
             let idle = self.sealed.then(|| self.used + limits.held_idle);
@@ -269,7 +273,8 @@ impl Fetch {
             tell,
             release,
             pulls.map(|(content, (_, pull))| content.pull_due(pull, limits)).min(),
-            self.remotes.values().filter_map(Remote::retry_at).min(),
+            self.remotes.rest_end().filter(|due| *due > now),
+            self.claims.due().filter(|due| *due > now),
             self.lease.as_ref().and_then(Lease::deadline),
             self.tracking.deadline(self.lease.is_some(), self.progressed, limits),
             self.hunger_due(now),
@@ -300,10 +305,8 @@ impl Fetch {
         self.content = Some(Content::new(chain, have));
         self.list_early(size);
         cx.out.push(Output::Sized { digest: self.digest, size });
-        let subscribers: Vec<PeerId> =
-            self.remotes.iter().filter(|(_, remote)| remote.subscriber).map(|(peer, _)| peer).collect();
-        for peer in subscribers {
-            self.send_have(cx, peer);
+        for slot in self.remotes.subscribers.iter() {
+            self.send_have(cx, slot);
         }
         true
     }
@@ -326,7 +329,7 @@ impl Fetch {
         if let Some(content) = &mut self.content {
             content.segments = segments;
         }
-        if !self.remotes.values().any(|remote| remote.subscriber)
+        if self.remotes.subscribers.is_empty()
             && let Some(content) = &mut self.content
         {
             content.releases.clear();
@@ -335,60 +338,11 @@ impl Fetch {
         cx.out.push(Output::Announce { digest: self.digest });
     }
 
-    /// A claim turned out false: drop all that rests on it and believe only the origin from now on.
-    pub(super) fn distrust(&mut self, cx: &mut Context<'_>) {
-        cx.out.push(Output::Report(Event::Disputed { digest: self.digest }));
-        if self.solo || self.shut.is_some() {
-            self.fail(cx, FetchError::Origin(self.shut.unwrap_or(OriginFailure::Corrupt)));
-            return;
-        }
-        self.solo = true;
-        let authors = self.segments().iter().map(|segment| segment.author).filter(|author| *author != cx.me);
-        let authors: Vec<PeerId> = authors.collect();
-        for author in authors {
-            self.ban(cx, author);
-        }
-        self.begin_anew(cx);
-        self.lease = Some(Lease::own());
-    }
-
-    /// A peer is caught by its own word: its states and itself are left out, and the others are asked anew.
-    pub(super) fn convict(&mut self, cx: &mut Context<'_>, liar: PeerId) {
-        cx.out.push(Output::Report(Event::Disputed { digest: self.digest }));
-        self.ban(cx, liar);
-        self.begin_anew(cx);
-        // It may have been the tracker too, and have hidden the honest.
-        self.tracking.start(cx, self.digest);
-    }
-
-    fn ban(&mut self, cx: &mut Context<'_>, liar: PeerId) {
-        if self.banned.insert(liar) {
-            cx.out.push(Output::Report(Event::Convicted { peer: liar, digest: self.digest }));
-        }
-    }
-
-    /// Drops all that rests on a false claim.
-    fn begin_anew(&mut self, cx: &mut Context<'_>) {
-        self.stop_origin(cx);
-        self.cancel_pulls(cx);
-        if self.content.take().is_none() {
-            return;
-        }
-        self.duty = Duty::default();
-        for (peer, remote) in self.remotes.take() {
-            if remote.subscribed && cx.is_up(peer) {
-                cx.send(peer, Message::Unsubscribe { digest: self.digest });
-            }
-        }
-        cx.out.push(Output::Discard { digest: self.digest });
-        self.progressed = cx.now;
-    }
-
     /// Whether others bring this fetch on: something came a moment ago, or is there to be asked for.
     pub(super) fn is_fed(&self, cx: &Context<'_>) -> bool {
         let Some(content) = &self.content else { return false };
         let recent = !content.have.is_empty() && self.progressed + cx.limits.fallback_window > cx.now;
-        recent || !content.pulls.is_empty() || content.have.missing().any(|chunk| content.rarity[chunk.at()] > 0)
+        recent || !content.pulls.is_empty() || content.have.missing().any(|chunk| content.offers.is_held(chunk))
     }
 
     /// When no progress becomes too much; where chunks take long, later.
@@ -430,9 +384,10 @@ impl Fetch {
     pub(super) fn leave(&mut self, cx: &mut Context<'_>) {
         self.stop_origin(cx);
         self.cancel_pulls(cx);
-        for (peer, remote) in self.remotes.iter() {
-            if remote.subscribed && cx.is_up(peer) {
-                cx.send(peer, Message::Unsubscribe { digest: self.digest });
+        for slot in self.remotes.subscribed.iter() {
+            let remote = &self.remotes[slot];
+            if remote.up {
+                cx.send(remote.peer, Message::Unsubscribe { digest: self.digest });
             }
         }
         self.tracking.leave(cx, self.digest);

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::{
-    chain::LinkEnd,
+    chain::{Ends, LinkEnd},
     chunk::{ChunkIndex, ChunkSet},
     claim::Segment,
     digest::Digest,
@@ -94,6 +94,8 @@ pub enum Input {
         digest: Digest,
         /// Which chunk.
         chunk: ChunkIndex,
+        /// Under which claim.
+        ends: Ends,
     },
     /// An upload ended, well or not.
     Served {

@@ -159,9 +159,10 @@ impl Fetch {
     fn give_back(&mut self, cx: &mut Context<'_>) {
         self.drop_lease(cx);
         if let Some(content) = &mut self.content {
-            let mut hidden = content.releases.open();
-            content.untold.append(&mut hidden);
-            content.tell_at = Some(cx.now);
+            for chunk in content.releases.open() {
+                content.news.add(cx.now, chunk, cx.limits);
+            }
+            content.news.due = content.news.due.map(|_| cx.now);
         }
         self.tell_due(cx);
         self.heartbeat(cx);
@@ -213,7 +214,7 @@ impl Fetch {
         }
         let settled = self.tracking.is_confirmed()
             && self.tracking.holders_known()
-            && self.remotes.values().all(|remote| remote.answered || !remote.subscribed);
+            && self.remotes.subscribed.iter().all(|slot| self.remotes[slot].answered);
         lease.tries == 0 && settled
     }
 
@@ -279,9 +280,8 @@ impl Fetch {
         match end {
             Some(end) => self.link(cx, chunk, end),
             None => {
-                if let Some(content) = self.content.as_mut().filter(|content| !content.have.contains(chunk)) {
-                    content.raw.insert(chunk);
-                    content.busy.insert(chunk);
+                if let Some(content) = &mut self.content {
+                    content.insert_raw(chunk);
                 }
                 self.progressed = cx.now;
                 self.hash_next(cx);
@@ -301,7 +301,7 @@ impl Fetch {
         self.content.as_ref().is_some_and(|content| {
             content.layout().contains(chunk)
                 && !greedy
-                && (content.have.contains(chunk) || content.rarity[chunk.at()] > 0)
+                && (content.have.contains(chunk) || content.offers.is_held(chunk))
         })
     }
 
@@ -326,7 +326,7 @@ impl Fetch {
             Some(_) => {}
             None => {
                 let LinkEnd::State(after) = end else { return };
-                if content.chain.extend(chunk, &[expected.before, after]).is_err() {
+                if self.computed(chunk, &[expected.before, after]).is_err() {
                     return;
                 }
                 self.sign_due(cx);
@@ -355,9 +355,7 @@ impl Fetch {
             self.fail(cx, FetchError::Disk);
             return;
         };
-        if content.raw.contains(chunk) {
-            content.raw.remove(chunk);
-            content.busy.remove(chunk);
+        if content.take_raw(chunk) {
             self.link(cx, chunk, end);
         } else {
             self.hash_next(cx);
@@ -399,10 +397,10 @@ impl Fetch {
     /// Ends a fetch that neither the origin nor any peer can serve, as soon as that is sure.
     pub(super) fn fail_if_hopeless(&mut self, cx: &mut Context<'_>) {
         let Some(failure) = self.shut else { return };
-        let open = self
-            .remotes
-            .values()
-            .any(|remote| remote.offers(|theirs| !theirs.is_empty()) || remote.subscribed && !remote.answered);
+        let open = self.remotes.iter().any(|(slot, remote)| {
+            let early = remote.early.as_ref().is_some_and(|(_, chunks)| !chunks.is_empty());
+            remote.has > 0 || early || self.remotes.subscribed.contains(slot) && !remote.answered
+        });
         if !open && self.tracking.holders_known() && !self.tracking.is_served() {
             self.fail(cx, FetchError::Origin(failure));
         }
@@ -412,6 +410,6 @@ impl Fetch {
 /// Whether a chunk is for a new stream to bring: nobody has it, and none brings it already.
 fn is_open(content: &Content, lease: &Lease, chunk: ChunkIndex) -> bool {
     let here = content.have.contains(chunk) || content.raw.contains(chunk);
-    let elsewhere = !lease.greedy && (content.rarity[chunk.at()] > 0 || content.busy.contains(chunk));
+    let elsewhere = !lease.greedy && (content.offers.is_held(chunk) || content.is_busy(chunk));
     !here && !elsewhere && !lease.runs.iter().any(|run| run.covers(chunk))
 }

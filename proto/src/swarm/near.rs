@@ -7,7 +7,12 @@
 
 use std::time::Duration;
 
-use super::{Context, content::Content, fetch::Fetch, neighbour::Remote};
+use super::{
+    Context,
+    content::Content,
+    fetch::Fetch,
+    slots::{Slot, Slots},
+};
 use crate::{
     chunk::{ChunkIndex, ChunkSet},
     peer::{PeerId, Place},
@@ -69,8 +74,7 @@ impl Fetch {
         if !std::mem::take(&mut self.duty.stale) {
             return;
         }
-        let mates = self.remotes.iter().filter(|(_, remote)| remote.near == Near::Rack).map(|(peer, _)| key(peer));
-        let mates: Vec<u64> = mates.collect();
+        let mates: Vec<u64> = self.remotes.rack.iter().map(|slot| key(self.remotes[slot].peer)).collect();
         if mates.is_empty() {
             self.duty.chunks = None;
             return;
@@ -86,33 +90,23 @@ impl Fetch {
         self.duty.chunks = Some(own);
     }
 
-    /// Whether chunks may be asked of this peer at all: of other zones only by whoever imports, or in need.
-    pub(super) fn may_ask(&self, cx: &Context<'_>, remote: &Remote) -> bool {
-        remote.near != Near::Far || self.imports() || self.is_hungry(cx.now, ZONE_PATIENCE)
+    /// Whom chunks may be asked of at all: those of other zones only by whoever imports, or in need.
+    pub(super) fn may_ask(&self, cx: &Context<'_>) -> Slots {
+        if self.imports() || self.is_hungry(cx.now, ZONE_PATIENCE) { Slots::ALL } else { !self.remotes.far }
     }
 
-    /// Whether a chunk may be asked of this peer now: of other racks only by whose turn it is, or in need.
-    pub(super) fn may_fetch(&self, remote: &Remote, chunk: ChunkIndex, hungry: bool) -> bool {
-        match (&self.duty.chunks, remote.near) {
-            (None, _) | (Some(_), Near::Rack | Near::Far) => true,
-            (Some(own), Near::Zone) => hungry || own.contains(chunk),
+    /// Whom a chunk may be asked of now: those of other racks only by whose turn it is, or in need.
+    pub(super) fn may_fetch(&self, chunk: ChunkIndex, hungry: bool) -> Slots {
+        match &self.duty.chunks {
+            Some(own) if !hungry && !own.contains(chunk) => self.remotes.rack | self.remotes.far,
+            _ => Slots::ALL,
         }
-    }
-
-    /// Whether a peer has anything that may be asked of it now.
-    pub(super) fn wants_any(&self, content: &Content, remote: &Remote, theirs: &ChunkSet, hungry: bool) -> bool {
-        let mut wanted = content.wanted(theirs);
-        if self.duty.chunks.is_none() || remote.near != Near::Zone {
-            return wanted.next().is_some();
-        }
-        wanted.any(|chunk| self.may_fetch(remote, chunk, hungry))
     }
 
     /// Whether chunks that a peer has need not be released any more. Those in another zone had what was imported from them
     /// all along, and say so late: nobody in this zone has it for that.
-    pub(super) fn confirms(&self, peer: PeerId) -> bool {
-        let is_far = self.remotes.get(peer).is_some_and(|remote| remote.near == Near::Far);
-        !is_far || !self.imported
+    pub(super) fn confirms(&self, slot: Slot) -> bool {
+        !self.remotes.far.contains(slot) || !self.imported
     }
 
     /// Whether this fetch waits no longer for its rack's members: it got nothing for a while, or little is missing.
@@ -129,8 +123,8 @@ impl Fetch {
     /// When a fetch that waits for its rack or zone stops waiting.
     pub(super) fn hunger_due(&self, now: Time) -> Option<Time> {
         let rack = self.duty.chunks.as_ref().map(|_| self.progressed + RACK_PATIENCE);
-        let far = self.remotes.values().any(|remote| remote.near == Near::Far);
-        let zone = (far && !self.imports()).then(|| self.progressed + ZONE_PATIENCE);
+        let far = !self.remotes.far.is_empty() && !self.imports();
+        let zone = far.then(|| self.progressed + ZONE_PATIENCE);
         rack.into_iter().chain(zone).filter(|due| *due > now).min()
     }
 }

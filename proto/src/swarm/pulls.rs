@@ -1,25 +1,21 @@
-//! Pulling chunks from peers: which next, from whom, and what becomes of it.
+//! Pulling chunks from peers: when, and what becomes of it. Which and from whom: [`choose`](super::choose).
 
 use std::time::Duration;
-
-use rand::RngExt;
 
 use super::{
     Context, Event, FetchError, Output, PullId, Verdict,
     content::{Content, Pull, average},
     fetch::Fetch,
-    neighbour::Remote,
-    peers::PeerMap,
-    pick,
+    slots::{Slot, Slots},
 };
-use crate::{chunk::ChunkIndex, peer::PeerId, time::Time};
+use crate::{chain::Expected, chunk::ChunkIndex};
 
 /// A whole zone waits for what its importer gets: it asks for so many times as much at once, since the peers that it asks
 /// serve others at the same time.
 const IMPORT_SHARE: usize = 2;
-
-/// A claim counts as false once so many peers sent bytes of one chunk that do not fit it.
-const CORRUPT_MAX: usize = 4;
+/// A peer that sent so many chunks which do not fit the claim that it holds itself is caught: links and disks fail, too, but
+/// not as often.
+const CORRUPT_MAX: u8 = 2;
 
 impl Fetch {
     /// Asks for whatever can be asked for now.
@@ -30,33 +26,30 @@ impl Fetch {
         self.settle_duty(cx.me);
         self.pull_fresh(cx);
         while self.has_room(cx) {
-            let Some((peer, chunk)) = self.next_pull(cx) else { break };
-            self.start_pull(cx, peer, chunk, false);
+            let Some((slot, chunk)) = self.next_pull(cx) else { break };
+            self.start_pull(cx, slot, chunk, false);
         }
         self.hedge(cx);
     }
 
-    /// Asks one peer that has something new for it, if there is room.
-    pub(super) fn pull_from(&mut self, cx: &mut Context<'_>, peer: PeerId) {
+    /// Asks one peer whose upload slot is free at this moment.
+    fn pull_from(&mut self, cx: &mut Context<'_>, slot: Slot) {
         self.pull_fresh(cx);
-        while self.has_room(cx) {
-            let Some(content) = &self.content else { return };
-            let Some(remote) = self.remotes.get(peer) else { return };
-            let free = remote.pulls < cx.limits.pulls_per_peer_max && remote.may_be_asked(cx.now);
-            if !free || remote.is_slow(content.pull_time) || !self.may_ask(cx, remote) {
-                return;
-            }
-            let Some(chunk) = self.choose(cx, content, remote) else { return };
-            self.start_pull(cx, peer, chunk, false);
+        if self.has_room(cx)
+            && let Some(chunk) = self.next_from(cx, slot)
+        {
+            self.start_pull(cx, slot, chunk, false);
         }
     }
 
     /// Whether another pull may go out: within this fetch's share and the node's.
     fn has_room(&mut self, cx: &mut Context<'_>) -> bool {
         let Some(content) = &self.content else { return false };
-        let own = content.pulls.iter().filter(|(_, pull)| !pull.fresh).count();
+        if !content.offers.any_open() {
+            return false;
+        }
         let share = if self.imports() { IMPORT_SHARE } else { 1 };
-        if own >= content.pulls_max(cx.limits) * share {
+        if content.common_pulls >= content.pulls_max(cx.limits) * share {
             return false;
         }
         let bytes = content.layout().chunk_bytes();
@@ -68,106 +61,40 @@ impl Fetch {
         room
     }
 
-    /// Whom to ask for what: a peer with few of our pulls, the first of these from a random one on.
-    fn next_pull(&self, cx: &mut Context<'_>) -> Option<(PeerId, ChunkIndex)> {
-        let content = self.content.as_ref()?;
-        let hungry = self.is_rack_hungry(cx.now);
-        let start = cx.rng.random_range(0..self.remotes.len());
-        let mut best: Option<(usize, PeerId)> = None;
-        let mut crowded = 0;
-        for (peer, remote) in self.remotes.around(start) {
-            let rank = remote.pulls + if remote.is_slow(content.pull_time) { 100 } else { 0 };
-            let worse = best.is_some_and(|(least, _)| least <= rank);
-            if worse || !remote.may_be_asked(cx.now) || !self.may_ask(cx, remote) {
-                continue;
-            }
-            if !remote.offers(|theirs| self.wants_any(content, remote, theirs, hungry)) {
-                continue;
-            }
-            if rank >= cx.limits.pulls_per_peer_max && rank != 100 {
-                crowded += 1;
-                continue;
-            }
-            best = Some((rank, peer));
-            if rank == 0 {
-                break;
-            }
-        }
-        if let Some((_, peer)) = best {
-            return Some((peer, self.choose(cx, content, self.remotes.get(peer)?)?));
-        }
-        // Only peers that were asked their share already are of use: the share is for where others can be asked too.
-        let share = pick::share(content.pulls_max(cx.limits), cx.limits.pulls_per_peer_max, crowded);
-        let able = |remote: &Remote| {
-            let useful = remote.offers(|theirs| self.wants_any(content, remote, theirs, hungry));
-            remote.pulls < share && remote.may_be_asked(cx.now) && self.may_ask(cx, remote) && useful
-        };
-        let fit = self.remotes.around(start).filter(|(_, remote)| able(remote));
-        let (peer, remote) = fit.min_by_key(|(_, remote)| remote.pulls)?;
-        Some((peer, self.choose(cx, content, remote)?))
-    }
-
-    /// Which chunk to ask a peer for: one that a reader waits for, if not too many of those are on their way; else the
-    /// rarest.
-    fn choose(&self, cx: &mut Context<'_>, content: &Content, remote: &Remote) -> Option<ChunkIndex> {
-        let theirs = remote.have.as_ref()?;
-        // The last link ends in the digest itself: it shows a false claim before much rests on it.
-        if let Some(last) = content.last_wanted(theirs) {
-            return Some(last);
-        }
-        let hungry = self.is_rack_hungry(cx.now);
-        let open = |chunk: &ChunkIndex| self.may_fetch(remote, *chunk, hungry);
-        let window = cx.limits.urgent_chunks;
-        let is_urgent = |chunk: ChunkIndex| self.readers.values().any(|at| chunk >= *at && chunk.0 - at.0 < window);
-        if content.pulls.iter().filter(|(_, pull)| is_urgent(pull.chunk)).count() < cx.limits.urgent_pulls_max {
-            let urgent = self.readers.values().flat_map(|at| (at.0..at.0.saturating_add(window)).map(ChunkIndex));
-            let mut urgent = urgent.filter(|chunk| theirs.contains(*chunk) && content.wants(*chunk));
-            if let Some(chunk) = urgent.find(open) {
-                return Some(chunk);
-            }
-        }
-        pick::rarest(content.wanted(theirs).filter(open), &content.rarity, cx.rng)
-    }
-
     /// Asks for chunks that we were shown first, beyond the number that others may be out: everybody waits for them.
     fn pull_fresh(&mut self, cx: &mut Context<'_>) {
         loop {
-            let Some(content) = &mut self.content else { return };
+            let Some(content) = self.content.as_mut().filter(|content| !content.fresh.is_empty()) else { return };
             let most = if cx.links.pace.is_streaming() { cx.pulls_max() } else { cx.limits.node_pulls_max * 2 };
-            if content.fresh.is_empty() || cx.links.pulls >= most {
+            if cx.links.pulls >= most {
                 return;
             }
-            let end = content.verifiable_end();
-            let Content { fresh, have, busy, rarity, .. } = content;
-            let offered = |chunk: &ChunkIndex| rarity.get(chunk.at()).is_some_and(|peers| *peers > 0);
+            let Content { fresh, have, offers, .. } = content;
             // One that is on its way stays: it may come to nothing, and be nobody else's to bring in.
-            fresh.retain(|chunk| !have.contains(*chunk) && offered(chunk));
-            let able = |chunk: &ChunkIndex| {
-                let holder = |(_, remote): &(PeerId, &Remote)| {
-                    remote.may_be_asked(cx.now) && remote.offers(|theirs| theirs.contains(*chunk))
-                };
-                self.remotes.iter().find(holder).map(|(peer, _)| (peer, *chunk))
-            };
-            let mut open = fresh.iter().filter(|chunk| **chunk < end && !busy.contains(**chunk));
-            let Some((peer, chunk)) = open.find_map(able) else { return };
-            self.start_pull(cx, peer, chunk, true);
+            fresh.retain(|chunk| !have.contains(*chunk) && offers.is_held(*chunk));
+            let able = self.remotes.ready(cx.now) | self.remotes.full();
+            let able = |chunk: &ChunkIndex| Some(((offers.holders(*chunk) & able).first()?, *chunk));
+            let mut open = fresh.iter().filter(|chunk| offers.is_open(**chunk));
+            let Some((slot, chunk)) = open.find_map(able) else { return };
+            self.start_pull(cx, slot, chunk, true);
         }
     }
 
-    fn start_pull(&mut self, cx: &mut Context<'_>, peer: PeerId, chunk: ChunkIndex, fresh: bool) {
-        let Some(content) = &mut self.content else { return };
-        let Some(expected) = content.chain.expected(chunk) else { return };
+    fn start_pull(&mut self, cx: &mut Context<'_>, slot: Slot, chunk: ChunkIndex, fresh: bool) {
+        let Some(expected) = self.content.as_ref().and_then(|content| content.chain.expected(chunk)) else { return };
         let id = PullId(cx.next_id());
-        let pull = Pull { peer, chunk, started: cx.now, fresh, hedged: false };
+        self.send_pull(cx, id, Pull { peer: slot, chunk, started: cx.now, fresh, hedged: false }, expected);
+    }
+
+    pub(super) fn send_pull(&mut self, cx: &mut Context<'_>, id: PullId, pull: Pull, expected: Expected) {
+        let Some(content) = &mut self.content else { return };
         let due = content.pull_due(&pull, cx.limits);
-        content.pulls.push((id, pull));
-        content.busy.insert(chunk);
+        content.add_pull(id, pull);
         cx.links.pulls += 1;
         cx.links.pull_bytes += content.layout().chunk_bytes();
-        if let Some(remote) = self.remotes.get_mut(peer) {
-            remote.pulls += 1;
-        }
-        cx.out.push(Output::Pull { pull: id, peer, digest: self.digest, chunk, expected });
+        self.remotes.began(pull.peer, cx.limits.pulls_per_peer_max);
+        let peer = self.remotes[pull.peer].peer;
+        cx.out.push(Output::Pull { pull: id, peer, digest: self.digest, chunk: pull.chunk, expected });
         self.arm(due);
     }
 
@@ -177,93 +104,95 @@ impl Fetch {
         let pull = content.drop_pull(id)?;
         cx.links.pulls = cx.links.pulls.saturating_sub(1);
         cx.links.pull_bytes = cx.links.pull_bytes.saturating_sub(content.layout().chunk_bytes());
-        if let Some(remote) = self.remotes.get_mut(pull.peer) {
-            remote.pulls = remote.pulls.saturating_sub(1);
-        }
+        self.remotes.ended(pull.peer, cx.limits.pulls_per_peer_max);
         Some(pull)
     }
 
     pub(super) fn pulled(&mut self, cx: &mut Context<'_>, id: PullId, verdict: Verdict) {
         let Some(pull) = self.end_pull(cx, id) else { return };
-        let took = cx.now.since(pull.started);
-        let pull_time = self.content.as_ref().map_or(Duration::ZERO, |content| content.pull_time);
-        if let Some(remote) = self.remotes.get_mut(pull.peer) {
-            remote.judge(verdict, cx.now, pull_time, cx.rng);
-            if verdict == Verdict::Good {
-                remote.pace = average(remote.pace, took);
-            }
-            if let Some(retry) = remote.retry_at() {
-                self.arm(retry);
-            }
+        let (slot, took) = (pull.peer, cx.now.since(pull.started));
+        let usual = self.content.as_ref().map_or(Duration::ZERO, |content| content.pull_time);
+        self.remotes.judge(slot, verdict, cx.now, usual, cx.rng);
+        if verdict != Verdict::Good
+            && let Some(retry) = self.remotes.rest_end()
+        {
+            self.arm(retry);
         }
-        match verdict {
-            Verdict::Good => {
-                if let Some(content) = &mut self.content {
-                    content.note_time(took);
-                    cx.links.pace.pulled(content.layout().len(pull.chunk), took);
-                }
-                self.arrived(cx, pull.chunk);
-                self.show(cx, pull.chunk, Some(pull.peer));
-                self.check_complete(cx);
-                // Its slot is free at this moment; another peer's may not be.
-                if self.is_fetching() {
-                    self.pull_from(cx, pull.peer);
-                }
-            }
-            Verdict::Corrupt => self.corrupt(cx, pull),
-            Verdict::Missing => self.unlist(pull.peer, pull.chunk),
-            Verdict::Busy | Verdict::Link => {}
-            Verdict::Disk => self.fail(cx, FetchError::Disk),
-        }
-        self.drop_struck(cx, pull.peer);
-    }
-
-    pub(super) fn corrupt(&mut self, cx: &mut Context<'_>, pull: Pull) {
-        cx.out.push(Output::Report(Event::CorruptChunk { peer: pull.peer, digest: self.digest, chunk: pull.chunk }));
-        let Some(content) = &mut self.content else { return };
-        if pull.chunk == content.layout().last() && content.author_of(pull.chunk) == Some(pull.peer) {
-            // The end of its own signed states does not lead to the digest. Elsewhere its disk may have rotted.
-            self.convict(cx, pull.peer);
+        if self.claims.is_probe(id) {
+            self.probed(cx, pull.chunk, verdict);
             return;
         }
-        let senders = content.corrupt.entry(pull.chunk).or_default();
-        if !senders.contains(&pull.peer) {
-            senders.push(pull.peer);
+        match verdict {
+            Verdict::Good => self.pulled_well(cx, &pull, took),
+            Verdict::Corrupt => self.corrupt(cx, &pull),
+            Verdict::Missing => {
+                self.unlist(slot, pull.chunk);
+                self.drop_struck(cx, slot);
+            }
+            Verdict::Busy => {}
+            Verdict::Link => self.drop_struck(cx, slot),
+            Verdict::Disk => self.fail(cx, FetchError::Disk),
         }
-        let senders = senders.len();
+    }
+
+    fn pulled_well(&mut self, cx: &mut Context<'_>, pull: &Pull, took: Duration) {
+        let Some(content) = &mut self.content else { return };
+        content.note_time(took);
+        cx.links.pace.pulled(content.layout().len(pull.chunk), took);
+        let pace = average(self.remotes[pull.peer].pace, took);
+        self.remotes.note_pace(pull.peer, pace, content.pull_time);
+        let peer = self.remotes[pull.peer].peer;
+        self.arrived(cx, pull.chunk);
+        self.show(cx, pull.chunk, Some(peer));
+        self.check_complete(cx);
+        // Its slot is free at this moment; another peer's may not be.
+        if self.is_fetching() {
+            self.pull_from(cx, pull.peer);
+        }
+    }
+
+    fn corrupt(&mut self, cx: &mut Context<'_>, pull: &Pull) {
+        let peer = self.remotes[pull.peer].peer;
+        cx.out.push(Output::Report(Event::CorruptChunk { peer, digest: self.digest, chunk: pull.chunk }));
+        let Some(content) = &self.content else { return };
+        if pull.chunk == content.layout().last() && content.author_of(pull.chunk) == Some(peer) {
+            // The end of its own signed states does not lead to the digest. Elsewhere its disk may have rotted.
+            self.convict_author(cx, peer);
+            return;
+        }
         self.unlist(pull.peer, pull.chunk);
-        let others = self.content.as_ref().is_some_and(|content| content.rarity[pull.chunk.at()] > 0);
-        if senders >= CORRUPT_MAX || senders > 1 && !others {
-            // So many peers that hold the chunk under this claim sent bytes that do not fit: the claim is false.
-            self.distrust(cx);
+        if self.remotes[pull.peer].corrupt >= CORRUPT_MAX {
+            self.convict(cx, peer);
+        } else {
+            self.drop_struck(cx, pull.peer);
         }
     }
 
     /// A chunk is verified and stored. Returns whether it is new.
     pub(super) fn arrived(&mut self, cx: &mut Context<'_>, chunk: ChunkIndex) -> bool {
         let Some(content) = &mut self.content else { return false };
-        if !content.have.insert(chunk) {
+        if !content.insert(chunk) {
             return false;
         }
-        if content.raw.contains(chunk) {
-            content.raw.remove(chunk);
-            content.busy.remove(chunk);
-        }
+        content.take_raw(chunk);
         self.progressed = cx.now;
         cx.out.push(Output::Arrived { digest: self.digest, chunk });
-        while let Some((id, pull)) = self
-            .content
-            .as_ref()
-            .and_then(|content| content.pulls.iter().find(|(_, pull)| pull.chunk == chunk).copied())
-        {
-            // Whoever is asked twice was slow the first time.
-            let took = cx.now.since(pull.started);
-            if let Some(remote) = self.remotes.get_mut(pull.peer).filter(|_| pull.hedged) {
-                remote.pace = remote.pace.max(took);
+        self.overtake(cx, chunk);
+        true
+    }
+
+    /// Other pulls of a chunk that is here are in vain.
+    fn overtake(&mut self, cx: &mut Context<'_>, chunk: ChunkIndex) {
+        loop {
+            let Some(content) = &self.content else { return };
+            let Some((id, pull)) = content.pulls.iter().find(|(_, pull)| pull.chunk == chunk).copied() else { return };
+            if pull.hedged {
+                // Whoever is asked twice was slow the first time.
+                let pace = self.remotes[pull.peer].pace.max(cx.now.since(pull.started));
+                self.remotes.note_pace(pull.peer, pace, content.pull_time);
             }
             self.cancel_pull(cx, id);
         }
-        true
     }
 
     pub(super) fn cancel_pull(&mut self, cx: &mut Context<'_>, id: PullId) {
@@ -283,17 +212,24 @@ impl Fetch {
         let Some(content) = &self.content else { return };
         let is_late = |(_, pull): &&(PullId, Pull)| content.pull_end(pull, cx.limits) <= cx.now;
         let late: Vec<(PullId, Pull)> = content.pulls.iter().filter(is_late).copied().collect();
-        let pull_time = content.pull_time;
+        let usual = content.pull_time;
         for (id, pull) in late {
+            // Giving up on a peer ends all its pulls.
+            if self.content.as_ref().is_none_or(|content| !content.pulls.iter().any(|(other, _)| *other == id)) {
+                continue;
+            }
+            let probe = self.claims.is_probe(id);
             self.cancel_pull(cx, id);
             if let Some(content) = &mut self.content {
                 content.note_late(cx.now.since(pull.started));
             }
-            if let Some(remote) = self.remotes.get_mut(pull.peer) {
-                remote.judge(Verdict::Link, cx.now, pull_time, cx.rng);
+            self.remotes.judge(pull.peer, Verdict::Link, cx.now, usual, cx.rng);
+            if probe {
+                self.probed(cx, pull.chunk, Verdict::Link);
+            } else {
+                self.doubt(cx, pull.peer, pull.started);
+                self.drop_struck(cx, pull.peer);
             }
-            self.doubt(cx, pull.peer, pull.started);
-            self.drop_struck(cx, pull.peer);
         }
     }
 
@@ -302,8 +238,11 @@ impl Fetch {
         let Some(content) = &mut self.content else { return };
         let limits = cx.limits;
         let is_due = |content: &Content, pull: &Pull| content.hedge_at(pull, limits).is_some_and(|at| at <= cx.now);
-        let slow: Vec<Pull> =
-            content.pulls.iter().filter(|(_, pull)| is_due(content, pull)).map(|(_, pull)| *pull).collect();
+        if !content.pulls.iter().any(|(_, pull)| is_due(content, pull)) {
+            return;
+        }
+        let slow = content.pulls.iter().filter(|(_, pull)| is_due(content, pull)).map(|(_, pull)| *pull);
+        let slow: Vec<Pull> = slow.collect();
         for pull in &slow {
             for (_, other) in content.pulls.iter_mut().filter(|(_, other)| other.chunk == pull.chunk) {
                 other.hedged = true;
@@ -314,19 +253,11 @@ impl Fetch {
             if content.pulls.iter().filter(|(_, other)| other.chunk == pull.chunk).count() > 1 {
                 continue;
             }
-            if let Some(peer) = second_peer(&self.remotes, &pull, content.pull_time, cx.now) {
-                self.start_pull(cx, peer, pull.chunk, false);
+            let others = content.offers.holders(pull.chunk) & !Slots::only(pull.peer);
+            let able = others & self.remotes.ready(cx.now) & !self.remotes.slow;
+            if let Some(slot) = self.least_asked(cx, able) {
+                self.start_pull(cx, slot, pull.chunk, false);
             }
         }
     }
-}
-
-/// Another peer that has a pull's chunk, the one with the fewest of our pulls.
-fn second_peer(remotes: &PeerMap<Remote>, pull: &Pull, pull_time: Duration, now: Time) -> Option<PeerId> {
-    let able = |peer: PeerId, remote: &Remote| {
-        let other = peer != pull.peer && remote.may_be_asked(now) && !remote.is_slow(pull_time);
-        other && remote.offers(|theirs| theirs.contains(pull.chunk))
-    };
-    let able = remotes.iter().filter(|(peer, remote)| able(*peer, remote));
-    able.min_by_key(|(_, remote)| remote.pulls).map(|(peer, _)| peer)
 }

@@ -4,11 +4,19 @@
 //! peers could pass among themselves. Each chunk is therefore *released* to one subscriber. When any peer says that it
 //! has the chunk, it is *confirmed*; while chunks wait for release, confirmed ones are not offered again by this node.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
-use rand::RngExt;
-
-use super::{Context, fetch::Fetch, near::Near, neighbour::Remote, pick};
+use super::{
+    Context,
+    choose::share,
+    content::average,
+    fetch::Fetch,
+    near::Near,
+    slots::{Slot, Slots},
+};
 use crate::{
     chunk::{ChunkIndex, ChunkSet},
     limits::Limits,
@@ -17,15 +25,24 @@ use crate::{
     wire::Message,
 };
 
+/// A release counts as lost after so many times what it usually takes until somebody says that it has the chunk.
+const PATIENCE: u32 = 8;
+/// But not before this.
+const TIMEOUT_MIN: Duration = Duration::from_millis(100);
+
 /// Where each chunk from the origin stands.
 #[derive(Debug, Default)]
 pub(super) struct Releases {
     /// Shown to nobody yet.
     waiting: BTreeSet<ChunkIndex>,
     /// Shown to one peer.
-    pending: BTreeMap<ChunkIndex, (PeerId, Time)>,
+    pending: BTreeMap<ChunkIndex, (Slot, Time)>,
     /// With some peer; to be told to all when nothing waits.
     confirmed: Vec<ChunkIndex>,
+    /// Moving average of the time from showing to confirmation.
+    pace: Duration,
+    /// Peers that did not take what they were shown: they are shown no more as long as there are others.
+    idle: Slots,
 }
 
 impl Releases {
@@ -35,21 +52,25 @@ impl Releases {
 
     /// Some peer has the chunk.
     pub(super) fn confirm(&mut self, chunk: ChunkIndex) {
+        if self.is_idle() {
+            return;
+        }
         if self.waiting.remove(&chunk) || self.pending.remove(&chunk).is_some() {
             self.confirmed.push(chunk);
         }
     }
 
     /// The peer that a chunk was shown to has been sent it.
-    fn confirm_at(&mut self, peer: PeerId, chunk: ChunkIndex) {
-        if self.pending.get(&chunk).is_some_and(|(to, _)| *to == peer) {
+    fn confirm_at(&mut self, now: Time, peer: Slot, chunk: ChunkIndex) {
+        if let Some((_, since)) = self.pending.get(&chunk).filter(|(to, _)| *to == peer) {
+            self.pace = average(self.pace, now.since(*since));
             self.confirm(chunk);
         }
     }
 
     /// Everything may be told to everybody; returns what that is.
     pub(super) fn open(&mut self) -> Vec<ChunkIndex> {
-        let Self { waiting, pending, confirmed } = std::mem::take(self);
+        let Self { waiting, pending, confirmed, .. } = std::mem::take(self);
         waiting.into_iter().chain(pending.into_keys()).chain(confirmed).collect()
     }
 
@@ -59,26 +80,42 @@ impl Releases {
     }
 
     /// A peer is gone: what was shown to it waits again.
-    pub(super) fn forget(&mut self, peer: PeerId) {
-        let lost: Vec<ChunkIndex> =
-            self.pending.iter().filter(|(_, (to, _))| *to == peer).map(|(chunk, _)| *chunk).collect();
-        for chunk in lost {
-            self.pending.remove(&chunk);
-            self.waiting.insert(chunk);
-        }
+    pub(super) fn forget(&mut self, peer: Slot) {
+        self.idle.remove(peer);
+        self.take_back(|to, _| to == peer);
+    }
+
+    /// What was shown to some waits again. Returns to whom that was.
+    fn take_back(&mut self, lost: impl Fn(Slot, Time) -> bool) -> Slots {
+        let mut from = Slots::NONE;
+        let Self { pending, waiting, .. } = self;
+        pending.retain(|chunk, (to, since)| {
+            let lost = lost(*to, *since);
+            if lost {
+                waiting.insert(*chunk);
+                from.insert(*to);
+            }
+            !lost
+        });
+        from
     }
 
     /// Takes out of `have` what a peer shall not know of yet. What was shown to it stays: it may ask for everything anew
     /// before it had the states to verify that, and nobody else would fetch it.
-    pub(super) fn hide(&self, have: &mut ChunkSet, peer: PeerId) {
+    pub(super) fn hide(&self, have: &mut ChunkSet, peer: Slot) {
         let elsewhere = self.pending.iter().filter(|(_, (to, _))| *to != peer).map(|(chunk, _)| chunk);
         for chunk in self.waiting.iter().chain(elsewhere).chain(&self.confirmed) {
             have.remove(*chunk);
         }
     }
 
+    fn timeout(&self, limits: &Limits) -> Duration {
+        let usual = if self.pace.is_zero() { limits.release_timeout } else { self.pace * PATIENCE };
+        usual.max(TIMEOUT_MIN).min(limits.release_timeout)
+    }
+
     pub(super) fn deadline(&self, limits: &Limits) -> Option<Time> {
-        self.pending.values().map(|(_, since)| *since + limits.release_timeout).min()
+        self.pending.values().map(|(_, since)| *since).min().map(|since| since + self.timeout(limits))
     }
 
     fn is_idle(&self) -> bool {
@@ -86,19 +123,11 @@ impl Releases {
     }
 
     fn expire(&mut self, now: Time, limits: &Limits) {
-        let late: Vec<ChunkIndex> = self
-            .pending
-            .iter()
-            .filter(|(_, (_, since))| *since + limits.release_timeout <= now)
-            .map(|(chunk, _)| *chunk)
-            .collect();
-        for chunk in late {
-            self.pending.remove(&chunk);
-            self.waiting.insert(chunk);
-        }
+        let timeout = self.timeout(limits);
+        self.idle = self.idle | self.take_back(|_, since| since + timeout <= now);
     }
 
-    fn pending_at(&self, peer: PeerId) -> usize {
+    fn pending_at(&self, peer: Slot) -> usize {
         self.pending.values().filter(|(to, _)| *to == peer).count()
     }
 }
@@ -106,29 +135,38 @@ impl Releases {
 impl Fetch {
     /// A chunk went out to a peer.
     pub(super) fn uploaded(&mut self, cx: &mut Context<'_>, peer: PeerId, chunk: ChunkIndex) {
-        if let Some(content) = &mut self.content {
-            content.releases.confirm_at(peer, chunk);
+        if let Some(content) = self.content.as_mut().filter(|content| !content.releases.is_idle())
+            && let Some(slot) = self.remotes.find(peer)
+        {
+            content.releases.confirm_at(cx.now, slot, chunk);
+            self.release(cx);
         }
-        self.release(cx);
     }
 
     /// Lets others know of a new chunk: one peer at first if this node brought it in (from the origin, or from another
     /// zone), else all subscribers.
     pub(super) fn show(&mut self, cx: &mut Context<'_>, chunk: ChunkIndex, from: Option<PeerId>) {
+        let near = from.map(|peer| self.near(peer));
         let Some(content) = &mut self.content else { return };
-        let near = from.map(|peer| self.remotes.get(peer).map_or(Near::Zone, |remote| remote.near));
+        let holders = content.offers.holders(chunk);
         let unique = match near {
-            None => content.rarity[chunk.at()] == 0,
-            Some(Near::Far) if self.lease.is_some() => {
-                let near = |remote: &Remote| remote.near != Near::Far && remote.offers(|theirs| theirs.contains(chunk));
-                !self.remotes.values().any(near)
-            }
-            Some(Near::Rack | Near::Zone | Near::Far) => false,
+            None => holders.is_empty(),
+            Some(Near::Far) => self.lease.is_some() && (holders & !self.remotes.far).is_empty(),
+            Some(Near::Rack | Near::Zone) => false,
         };
         if unique && content.layout().count() >= cx.limits.release_chunks_min {
             content.releases.add(chunk);
         } else {
-            self.tell_later(cx, chunk);
+            self.tell(cx, chunk);
+        }
+    }
+
+    /// How near a peer is that may be gone meanwhile.
+    fn near(&self, peer: PeerId) -> Near {
+        match self.remotes.find(peer) {
+            Some(slot) if self.remotes.far.contains(slot) => Near::Far,
+            Some(slot) if self.remotes.rack.contains(slot) => Near::Rack,
+            Some(_) | None => Near::Zone,
         }
     }
 
@@ -140,8 +178,8 @@ impl Fetch {
         }
         content.releases.expire(cx.now, cx.limits);
         let shown = self.show_waiting(cx);
-        for (peer, chunks) in shown {
-            cx.send(peer, Message::Fresh { digest: self.digest, chunks });
+        for (slot, chunks) in shown {
+            cx.send(self.remotes[slot].peer, Message::Fresh { digest: self.digest, chunks });
         }
         let Some(content) = &mut self.content else { return };
         if let Some(due) = content.releases.deadline(cx.limits) {
@@ -149,44 +187,46 @@ impl Fetch {
         }
         let Some(content) = &mut self.content else { return };
         if content.releases.is_idle() && !content.releases.confirmed.is_empty() {
-            content.untold.append(&mut content.releases.confirmed);
-            content.tell_at.get_or_insert(content.told + cx.limits.got_delay);
+            for chunk in std::mem::take(&mut content.releases.confirmed) {
+                content.news.add(cx.now, chunk, cx.limits);
+            }
             self.tell_due(cx);
         }
     }
 
     /// Picks a peer for each waiting chunk while there is room: of the own zone if there are any, at random among those
     /// that were shown the fewest.
-    fn show_waiting(&mut self, cx: &mut Context<'_>) -> BTreeMap<PeerId, Vec<ChunkIndex>> {
-        let mut shown: BTreeMap<PeerId, Vec<ChunkIndex>> = BTreeMap::new();
+    fn show_waiting(&mut self, cx: &mut Context<'_>) -> BTreeMap<Slot, Vec<ChunkIndex>> {
+        let mut shown: BTreeMap<Slot, Vec<ChunkIndex>> = BTreeMap::new();
         let Some(content) = &mut self.content else { return shown };
-        let near = self.remotes.values().any(|remote| remote.subscriber && remote.near != Near::Far);
-        let takes = |remote: &Remote| remote.subscriber && (!near || remote.near != Near::Far);
-        let takers: Vec<(PeerId, &Remote)> = self.remotes.iter().filter(|(_, remote)| takes(remote)).collect();
-        let per_peer = pick::share(cx.limits.releases_max, cx.limits.releases_per_peer_max, takers.len());
+        let subscribers = self.remotes.subscribers;
+        let near = subscribers & !self.remotes.far;
+        let takers = if near.is_empty() { subscribers } else { near };
+        let takers = if (takers & !content.releases.idle).is_empty() { takers } else { takers & !content.releases.idle };
+        let per_peer = share(cx.limits.releases_max, cx.limits.releases_per_peer_max, takers.len());
         let mut next = ChunkIndex::FIRST;
         while content.releases.pending.len() < cx.limits.releases_max
             && let Some(chunk) = content.releases.waiting.range(next..).next().copied()
         {
             next = chunk.next();
-            let room = |peer: PeerId| per_peer.saturating_sub(content.releases.pending_at(peer));
-            if !takers.iter().any(|(peer, _)| room(*peer) > 0) {
+            let room = |slot: Slot| per_peer.saturating_sub(content.releases.pending_at(slot));
+            let most = takers.iter().map(room).max().unwrap_or(0);
+            if most == 0 {
                 break;
             }
-            let lacking = takers.iter().filter(|(_, remote)| !remote.offers(|theirs| theirs.contains(chunk)));
-            let mut lacking = lacking.map(|(peer, _)| *peer).peekable();
-            if lacking.peek().is_none() {
+            let lacking = takers & !content.offers.holders(chunk);
+            if lacking.is_empty() {
                 // Everybody has it from elsewhere.
-                drop(lacking);
                 content.releases.confirm(chunk);
                 continue;
             }
-            let random = &mut *cx.rng;
-            let able = lacking.filter(|peer| room(*peer) > 0);
-            let Some(peer) = able.max_by_key(|peer| (room(*peer), random.random::<u32>())) else { continue };
+            let most = lacking.iter().map(room).max().unwrap_or(0);
+            let able = lacking.iter().filter(|slot| room(*slot) == most && most > 0);
+            let able = able.fold(Slots::NONE, |all, slot| all | Slots::only(slot));
+            let Some(slot) = able.any(cx.rng) else { continue };
             content.releases.waiting.remove(&chunk);
-            content.releases.pending.insert(chunk, (peer, cx.now));
-            shown.entry(peer).or_default().push(chunk);
+            content.releases.pending.insert(chunk, (slot, cx.now));
+            shown.entry(slot).or_default().push(chunk);
         }
         shown
     }
@@ -198,7 +238,8 @@ mod tests {
 
     #[test]
     fn a_peer_that_asks_anew_still_hears_of_what_it_alone_was_shown() {
-        let (one, other) = (PeerId([1; 32]), PeerId([2; 32]));
+        let mut slots = Slots::ALL.iter();
+        let (Some(one), Some(other)) = (slots.next(), slots.next()) else { unreachable!("there are 64") };
         let mut releases = Releases::default();
         releases.pending.insert(ChunkIndex(3), (one, Time::ZERO));
         releases.add(ChunkIndex(4));
@@ -209,5 +250,20 @@ mod tests {
         };
         assert_eq!(seen(one), [0, 1, 2, 3, 5]);
         assert_eq!(seen(other), [0, 1, 2, 5]);
+    }
+
+    #[test]
+    fn what_a_peer_does_not_take_is_shown_to_another() {
+        let mut slots = Slots::ALL.iter();
+        let (Some(one), Some(other)) = (slots.next(), slots.next()) else { unreachable!("there are 64") };
+        let (mut releases, limits, at) =
+            (Releases::default(), Limits::default(), |ms| Time::ZERO + Duration::from_millis(ms));
+        for (chunk, slot) in [(0, one), (1, other)] {
+            releases.pending.insert(ChunkIndex(chunk), (slot, at(0)));
+        }
+        releases.confirm_at(at(20), one, ChunkIndex(0));
+        assert_eq!(releases.deadline(&limits), Some(at(160)), "eight times what the first took");
+        releases.expire(at(160), &limits);
+        assert!(releases.waiting.contains(&ChunkIndex(1)) && releases.idle.contains(other));
     }
 }

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::{AskId, Context, Output};
-use crate::{chunk::ChunkIndex, digest::Digest, peer::PeerId, wire::Answer};
+use super::{AskId, Context, Output, fetch::Fetch};
+use crate::{chain::Ends, chunk::ChunkIndex, digest::Digest, peer::PeerId, wire::Answer};
 
 /// What is being uploaded and what waits.
 #[derive(Debug, Default)]
@@ -67,5 +67,16 @@ impl Uploads {
             cx.out.push(Output::Refuse { ask: next, answer: Answer::Missing });
         }
         Some(done)
+    }
+}
+
+impl Fetch {
+    /// A peer asks for a chunk under a claim. Returns whether it is here under the same claim.
+    pub(super) fn asked(&mut self, cx: &Context<'_>, chunk: ChunkIndex, ends: Ends) -> bool {
+        self.used = cx.now;
+        self.content.as_ref().is_some_and(|content| {
+            let same = content.chain.expected(chunk).is_some_and(|expected| expected.ends() == ends);
+            same && content.have.contains(chunk)
+        })
     }
 }

@@ -1,6 +1,6 @@
 //! A fetch and its trackers: joining, heartbeats, the next tracker when one is silent, and the rationed fallback.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use rand::RngExt;
 
@@ -39,7 +39,16 @@ pub(super) struct Tracking {
     holders_known: bool,
     /// When a tracker last said that somebody else has or gets the blob; none since it said the contrary.
     assured: Option<Time>,
+    /// Holders of the origin's lease that trackers named.
+    named: BTreeSet<PeerId>,
+    /// When the tracker was last asked out of turn.
+    asked: Option<Time>,
 }
+
+/// Holders that are remembered.
+const NAMED_MAX: usize = 64;
+/// Shortest time between two questions to the tracker out of turn.
+const ASK_PAUSE: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -78,6 +87,11 @@ impl Tracking {
     /// Whether somebody else has or gets the blob, as the tracker says.
     pub(super) const fn is_served(&self) -> bool {
         self.assured.is_some()
+    }
+
+    /// Whether a tracker named this one as a holder of the origin's lease, or no tracker is there to name any.
+    pub(super) fn names(&self, peer: PeerId) -> bool {
+        self.named.contains(&peer) || !matches!(self.state, State::Joined { .. } | State::Asking { .. })
     }
 
     /// Whether no tracker that answers has given the lease to anybody else.
@@ -139,7 +153,7 @@ impl Tracking {
 
 impl Fetch {
     pub(super) fn located(&mut self, cx: &mut Context<'_>, mut trackers: Vec<Contact>) {
-        trackers.retain(|contact| !self.banned.contains(&contact.peer));
+        trackers.retain(|contact| !self.claims.is_banned(contact.peer));
         trackers.truncate(cx.limits.trackers_max);
         if !self.is_fetching() {
             if self.tracking.state == State::Completing {
@@ -214,7 +228,8 @@ impl Fetch {
         let have = self.content.as_ref().map_or(0, |content| content.have.len());
         let left = self.content.as_ref().map_or(u32::MAX, |content| content.missing());
         let lease = self.lease.as_ref().and_then(Lease::report).map(|held| Held { left, ..held });
-        let join = Join { digest: self.digest, have, standing: self.standing(), place: cx.place, lease };
+        let (standing, accused) = (self.standing(), self.claims.accused());
+        let join = Join { digest: self.digest, have, standing, place: cx.place, lease, accused };
         cx.send(tracker, Message::Join(join));
     }
 
@@ -226,7 +241,7 @@ impl Fetch {
             return Standing::Shut;
         }
         let supplied = self.content.as_ref().is_some_and(|content| {
-            !content.pulls.is_empty() || content.have.missing().any(|chunk| content.rarity[chunk.at()] > 0)
+            !content.pulls.is_empty() || content.have.missing().any(|chunk| content.offers.is_held(chunk))
         });
         if supplied { Standing::Fetching } else { Standing::Starved }
     }
@@ -241,6 +256,24 @@ impl Fetch {
             && cx.is_up(tracker.peer)
         {
             self.send_join(cx, tracker.peer);
+        }
+    }
+
+    /// Asks the tracker out of turn, since something new goes on.
+    pub(super) fn ask_tracker(&mut self, cx: &mut Context<'_>) {
+        let recent = self.tracking.asked.is_some_and(|asked| asked + ASK_PAUSE > cx.now);
+        if let (false, State::Joined { .. }, Some(tracker)) = (recent, self.tracking.state, self.tracking.tracker())
+            && cx.is_up(tracker.peer)
+        {
+            self.tracking.asked = Some(cx.now);
+            self.send_join(cx, tracker.peer);
+        }
+    }
+
+    /// Tells the trackers whom this node caught.
+    pub(super) fn accuse(&self, cx: &mut Context<'_>) {
+        if matches!(self.tracking.state, State::Joined { .. }) {
+            self.join_all(cx);
         }
     }
 
@@ -290,6 +323,7 @@ impl Fetch {
         peers: &[Contact],
         lease: Option<Grant>,
         served: bool,
+        sources: &[PeerId],
     ) {
         // An answer that comes late, when others were asked or the fallback was prepared, is as good.
         if matches!(self.tracking.state, State::Asking { .. } | State::Fallback { .. }) {
@@ -297,6 +331,11 @@ impl Fetch {
         }
         if !self.tracking.includes(peer) || !self.is_fetching() {
             return;
+        }
+        for source in sources {
+            if self.tracking.named.len() < NAMED_MAX {
+                self.tracking.named.insert(*source);
+            }
         }
         let mut named = cx.limits.sample;
         if self.tracking.is_at(peer) {

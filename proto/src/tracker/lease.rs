@@ -4,7 +4,10 @@
 //! the one with the higher epoch counts, then the smaller holder, so that all trackers decide alike; a tracker numbers a
 //! new lease higher than all that it heard of.
 
-use std::{cmp::Reverse, collections::BTreeMap};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet, VecDeque},
+};
 
 use super::{Send, trial::Trial};
 use crate::{
@@ -12,7 +15,7 @@ use crate::{
     limits::Limits,
     peer::PeerId,
     time::Time,
-    wire::{Epoch, Grant, Held, Join, Message, Scope, Standing},
+    wire::{Epoch, Grant, Held, Join, Message, SOURCES_MAX, Scope, Standing},
 };
 
 /// What a lease is for.
@@ -158,7 +161,22 @@ pub(super) struct Leases {
     pub(super) imports: BTreeMap<u32, Line>,
     /// The highest epoch given or heard of.
     epoch: u64,
+    /// Who holds or held the origin's lease, the latest last.
+    sources: VecDeque<PeerId>,
+    /// Who says of whom that it was caught by its own word.
+    accusers: BTreeMap<PeerId, BTreeSet<PeerId>>,
+    /// How often each has said so.
+    accusations: BTreeMap<PeerId, u8>,
+    /// Those that enough have caught: they get no lease.
+    barred: BTreeSet<PeerId>,
 }
+
+/// So many that caught a holder end its lease: fewer may lie themselves.
+const ACCUSERS: usize = 3;
+/// One member's accusations count for so many others, lest liars depose one holder after the other.
+const ACCUSATIONS_MAX: u8 = 4;
+/// Accused that are remembered.
+const ACCUSED_MAX: usize = 256;
 
 impl Leases {
     pub(super) fn line(&self, key: Key) -> Option<&Line> {
@@ -187,6 +205,52 @@ impl Leases {
         std::iter::once((Key::Origin, &self.origin)).chain(imports)
     }
 
+    /// Who holds or held the origin's lease, the latest last.
+    pub(super) fn sources(&self) -> impl Iterator<Item = PeerId> {
+        self.sources.iter().copied()
+    }
+
+    fn note_source(&mut self, peer: PeerId) {
+        if self.sources.back() == Some(&peer) {
+            return;
+        }
+        self.sources.retain(|other| *other != peer);
+        if self.sources.len() >= SOURCES_MAX {
+            self.sources.pop_front();
+        }
+        self.sources.push_back(peer);
+    }
+
+    /// Whether a member gets no lease.
+    pub(super) fn is_barred(&self, peer: PeerId) -> bool {
+        self.barred.contains(&peer)
+    }
+
+    /// A member says that it caught another by its own word. If enough say so, that one's leases end.
+    pub(super) fn accuse(&mut self, accuser: PeerId, accused: PeerId, digest: Digest, out: &mut Vec<Send>) {
+        let known = self.accusers.contains_key(&accused);
+        if self.is_barred(accused) || !known && self.accusers.len() >= ACCUSED_MAX {
+            return;
+        }
+        let by = self.accusers.entry(accused).or_default();
+        let count = self.accusations.entry(accuser).or_default();
+        if by.contains(&accuser) || *count >= ACCUSATIONS_MAX {
+            return;
+        }
+        *count += 1;
+        by.insert(accuser);
+        if by.len() < ACCUSERS {
+            return;
+        }
+        self.barred.insert(accused);
+        for line in self.imports.values_mut().chain([&mut self.origin]).filter(|line| line.is_held_by(accused)) {
+            line.trial = Trial::default();
+            if let Some(lease) = line.end() {
+                out.push(revoked(accused, digest, lease.epoch));
+            }
+        }
+    }
+
     /// Who streams from the origin.
     pub(super) fn source(&self) -> Option<PeerId> {
         self.origin.lease.as_ref().map(|lease| lease.holder)
@@ -203,6 +267,9 @@ impl Leases {
     pub(super) fn give(&mut self, now: Time, holder: PeerId, key: Key) -> Grant {
         self.epoch = self.epoch.saturating_add(1);
         let epoch = Epoch(self.epoch);
+        if key == Key::Origin {
+            self.note_source(holder);
+        }
         let line = self.line_or_new(key);
         line.lease = Some(Lease::new(now, holder, epoch, true));
         line.rests = None;
@@ -242,9 +309,12 @@ impl Leases {
                 }
             }
         }
-        let held = join.lease.filter(|held| may_hold(join.standing, held.scope));
+        let held = join.lease.filter(|held| may_hold(join.standing, held.scope) && !self.is_barred(peer));
         if let Some(held) = held {
             self.epoch = self.epoch.max(held.epoch.0);
+            if held.scope == Scope::Origin {
+                self.note_source(peer);
+            }
             let line = self.line_or_new(Key::of(held.scope, zone));
             if let Some((peer, epoch)) = line.claim(now, peer, held, join.have) {
                 out.push(revoked(peer, join.digest, epoch));

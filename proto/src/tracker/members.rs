@@ -275,8 +275,8 @@ impl Members {
     }
 
     /// Of those that can hold a lease the one that has most.
-    pub(super) fn richest(&self, key: Key, shunned: Option<PeerId>) -> Option<PeerId> {
-        let able = |member: &&Member| member.may_hold(key.scope()) && Some(member.peer()) != shunned;
+    pub(super) fn richest(&self, key: Key, shunned: impl Fn(PeerId) -> bool) -> Option<PeerId> {
+        let able = |member: &&Member| member.may_hold(key.scope()) && !shunned(member.peer());
         let wealth = |member: &&Member| (member.have, member.peer());
         let best = match key {
             Key::Origin if self.tally.willing > 0 => self.list.iter().filter(able).max_by_key(wealth),

@@ -61,6 +61,9 @@ impl Tracked {
         // Somebody may say that it has the blob and yet be of no use: gone, rotten, or lying.
         let forsaken = member.starved.is_some_and(|since| since + limits.starved_patience <= now);
         let origin = self.is_needed(now, Key::Origin) || self.leases.source().is_none() && forsaken;
+        if self.leases.is_barred(peer) {
+            return None;
+        }
         if origin && member.may_hold(Scope::Origin) {
             return Some(Key::Origin);
         }
@@ -92,7 +95,8 @@ impl Tracked {
         let served = source.is_some_and(|source| source != peer) || self.members.is_held();
         let imports = lease.is_some_and(|grant| grant.scope == Scope::Zone);
         let peers = sample(rng, &mut self.members, Wish { asker: peer, place, count, imports, source, with });
-        Send { peer, message: Message::Joined { digest, peers, lease, served } }
+        let sources = self.leases.sources().collect();
+        Send { peer, message: Message::Joined { digest, peers, lease, served, sources } }
     }
 
     /// Takes in what a member reports about leases, and how far it is under those of others.
@@ -106,6 +110,9 @@ impl Tracked {
         out: &mut Vec<Send>,
     ) -> Option<Returned> {
         let zone = self.members.get(peer)?.place.zone;
+        if let Some(accused) = join.accused {
+            self.leases.accuse(peer, accused, join.digest, out);
+        }
         if let Some(before) = before {
             if before.place.zone != zone {
                 self.leases.forget(peer, before.place.zone);
@@ -186,7 +193,7 @@ impl Tracked {
         let drawn = (0..DRAWS).map(|_| zone.members()[rng.random_range(0..zone.members().len())]);
         let mut able = drawn.map(|at| self.members.at(at)).filter(|member| {
             let fresh = member.peer() != holder && !line.trial.was_tried(member.peer());
-            fresh && member.may_hold(key.scope())
+            fresh && member.may_hold(key.scope()) && !self.leases.is_barred(member.peer())
         });
         able.next().map(Member::peer)
     }

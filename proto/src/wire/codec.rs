@@ -15,9 +15,12 @@ use bincode::{
     error::{DecodeError, EncodeError},
 };
 
-use super::{Ask, CONTACTS_MAX, FRAME_BYTES_MAX, GOT_CHUNKS_MAX, Hello, Message, SEGMENT_STATES_MAX, VERSION};
+use super::{
+    Ask, CONTACTS_MAX, FRAME_BYTES_MAX, GOT_CHUNKS_MAX, Hello, Message, SEGMENT_STATES_MAX, SOURCES_MAX,
+    VERSION,
+};
 use crate::{
-    chain::State,
+    chain::{Ends, State},
     chunk::{ChunkIndex, ChunkSet, Layout},
     claim::{Segment, Signature},
     digest::{Algorithm, Digest},
@@ -171,9 +174,11 @@ fn decode<T: Decode<()>>(body: &[u8]) -> Result<T, WireError> {
 fn check(message: &Message) -> Result<(), WireError> {
     let limit = |holds, limit| if holds { Ok(()) } else { Err(WireError::Limit(limit)) };
     match message {
-        Message::Joined { peers, .. } | Message::Peers { peers, .. } => {
-            limit(peers.len() <= CONTACTS_MAX, "too many contacts")
+        Message::Joined { peers, sources, .. } => {
+            limit(peers.len() <= CONTACTS_MAX, "too many contacts")?;
+            limit(sources.len() <= SOURCES_MAX, "too many holders")
         }
+        Message::Peers { peers, .. } => limit(peers.len() <= CONTACTS_MAX, "too many contacts"),
         Message::Join(join) => limit(join.have <= CHUNKS_MAX, "more chunks than the largest blob has"),
         Message::Have { size, chunks, .. } => {
             limit(chunks.capacity() == layout(*size)?.count(), "the chunk set does not fit the blob's size")
@@ -305,6 +310,20 @@ impl<Context> Decode<Context> for Place {
     }
 }
 
+/// The state in front, then the state behind if there is one.
+impl Encode for Ends {
+    fn encode<E: Encoder>(&self, encoder: &mut E) -> Result<(), EncodeError> {
+        self.before.encode(encoder)?;
+        self.after.encode(encoder)
+    }
+}
+
+impl<Context> Decode<Context> for Ends {
+    fn decode<D: Decoder<Context = Context>>(decoder: &mut D) -> Result<Self, DecodeError> {
+        Ok(Self { before: Decode::decode(decoder)?, after: Decode::decode(decoder)? })
+    }
+}
+
 /// Types that are an array of bytes and go out as these bytes alone.
 macro_rules! bytes_on_the_wire {
     ($($name:ident),+) => {$(
@@ -335,4 +354,4 @@ macro_rules! never_borrowed {
     )+};
 }
 
-never_borrowed!(Digest, ChunkIndex, ChunkSet, State, Segment, Signature, PeerId, Contact, Place);
+never_borrowed!(Digest, ChunkIndex, ChunkSet, State, Ends, Segment, Signature, PeerId, Contact, Place);

@@ -61,7 +61,7 @@ pub(super) fn set_limit(limits: &mut Limits, name: &str, value: &toml::Value) ->
         pull_timeout_min,
         pull_timeout_first,
         got_delay,
-        got_delay_common,
+        hints,
         sign_delay,
         sign_states,
         strikes_max,

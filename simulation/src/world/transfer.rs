@@ -50,7 +50,7 @@ impl World {
     pub(super) fn asked(&mut self, id: AskId) {
         let Some(ask) = self.asks.get_mut(id.0) else { return };
         ask.stage = Stage::Waiting;
-        let Ask { receiver, sender, blob, chunk, pull, .. } = *ask;
+        let Ask { receiver, sender, blob, chunk, pull, sound, .. } = *ask;
         if !self.nodes[sender].is_connected(receiver) || self.is_cut(sender, receiver) {
             // It went down or is cut off, and the receiver has not noticed yet.
             self.nodes[receiver].close_pull(pull);
@@ -63,8 +63,10 @@ impl World {
             return;
         }
         let (digest, peer) = (self.blobs[blob].digest, self.nodes[receiver].peer);
+        let claimed = self.claims.get(&id.0).copied().filter(|_| !sound);
+        let ends = claimed.unwrap_or_else(|| self.blobs[blob].expected(chunk)).ends();
         self.open(sender, digest);
-        self.swarm(sender, Input::Asked { ask: id, peer, digest, chunk });
+        self.swarm(sender, Input::Asked { ask: id, peer, digest, chunk, ends });
     }
 
     pub(super) fn serve(&mut self, node: usize, id: AskId) {

@@ -1,0 +1,466 @@
+//! Which states of a chain are believed, and what becomes of those that turn out false.
+//!
+//! States come in signed segments. One is believed if its author is a holder of the origin's lease, as a tracker says, or
+//! if it continues what is believed already. A *whole* chain proves itself in part: its last chunk must lead from its last
+//! state to the digest. So a whole chain is only a *candidate* until that chunk was pulled from whoever offers the chain;
+//! whoever signed and sent what leads elsewhere is caught by its own word. What is neither waits until somebody else says
+//! the same, or until nothing better came for a while.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use super::{
+    Context, Event, FetchError, OriginFailure, Output, PullId, Verdict,
+    content::{Content, Pull},
+    fetch::Fetch,
+    lease::Lease,
+    near::Duty,
+    slots::{Slot, Slots},
+};
+use crate::{
+    chain::{Chain, ChainError, State},
+    chunk::{ChunkIndex, Layout},
+    claim::Segment,
+    peer::PeerId,
+    time::Time,
+    wire::Message,
+};
+
+/// States that are missing are asked for again after so long.
+const STATES_PATIENCE: Duration = Duration::from_millis(50);
+/// A part of a chain that no tracker's word stands for is believed if nothing better came for so long.
+const PART_PATIENCE: Duration = Duration::from_millis(300);
+/// The same if so many others say the same.
+const SUPPORT: usize = 3;
+/// Tries to get a candidate's last chunk from the peer that offers it.
+const PROBES_MAX: u8 = 4;
+
+/// What is claimed of a blob beside what is believed.
+#[derive(Debug, Default)]
+pub(super) struct Claims {
+    candidate: Option<Candidate>,
+    /// Peers whose chains led elsewhere, or could not be shown to lead to the digest.
+    refused: BTreeSet<PeerId>,
+    /// Authors of false states, and senders of bytes that do not fit their own word.
+    banned: BTreeSet<PeerId>,
+    /// The last of these, for the trackers.
+    accused: Option<PeerId>,
+}
+
+/// A chain that is not believed yet.
+#[derive(Debug)]
+struct Candidate {
+    /// Who offers it.
+    peer: PeerId,
+    /// What is believed, and what it says beyond.
+    chain: Chain,
+    /// The latter as it was signed.
+    segments: Vec<Arc<Segment>>,
+    since: Time,
+    /// Others that say the same.
+    support: BTreeSet<PeerId>,
+    /// Its last chunk on its way.
+    probe: Option<PullId>,
+    probes: u8,
+}
+
+impl Claims {
+    pub(super) fn is_banned(&self, peer: PeerId) -> bool {
+        self.banned.contains(&peer)
+    }
+
+    pub(super) const fn accused(&self) -> Option<PeerId> {
+        self.accused
+    }
+
+    /// When a part of a chain is believed although nobody stands for it.
+    pub(super) fn due(&self) -> Option<Time> {
+        let part = self.candidate.as_ref().filter(|candidate| !candidate.chain.is_whole())?;
+        Some(part.since + PART_PATIENCE)
+    }
+
+    pub(super) fn is_probe(&self, pull: PullId) -> bool {
+        self.candidate.as_ref().is_some_and(|candidate| candidate.probe == Some(pull))
+    }
+
+    pub(super) fn forget(&mut self, peer: PeerId) -> bool {
+        let offered = self.candidate.as_ref().is_some_and(|candidate| candidate.peer == peer);
+        if offered {
+            self.candidate = None;
+        }
+        offered
+    }
+}
+
+/// What a segment is to the believed chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fit {
+    /// All its states are known.
+    Known,
+    /// It goes on from what is known.
+    New,
+    /// It begins behind what is known.
+    Gap,
+    /// It says something else.
+    Other,
+}
+
+impl Fit {
+    fn of(chain: &Chain, segment: &Segment) -> Self {
+        let states = chain.states();
+        let Some(known) = states.get(segment.from.at()..) else { return Self::Gap };
+        let both = known.len().min(segment.states.len());
+        let beyond = segment.from.at() + segment.states.len() > chain.layout().count() as usize;
+        if both == 0 {
+            Self::Gap
+        } else if beyond || known[..both] != segment.states[..both] {
+            Self::Other
+        } else if segment.states.len() > both {
+            Self::New
+        } else {
+            Self::Known
+        }
+    }
+}
+
+impl Fetch {
+    /// Whether an author's word is good enough to begin with.
+    fn trusts(&self, cx: &Context<'_>, author: PeerId) -> bool {
+        author == cx.me || self.tracking.names(author)
+    }
+
+    pub(super) fn they_claim(&mut self, cx: &mut Context<'_>, slot: Slot, size: u64, segment: Arc<Segment>) {
+        if !self.is_fetching() || self.solo || self.claims.is_banned(segment.author) {
+            return;
+        }
+        let remote = &mut self.remotes[slot];
+        let peer = remote.peer;
+        remote.frontier = remote.frontier.max(segment.end());
+        let trusted = self.trusts(cx, segment.author);
+        let Some(content) = &self.content else {
+            if trusted && !completes(size, &segment) {
+                if self.size_up(cx, size) {
+                    self.adopt(cx, peer, segment);
+                }
+            } else {
+                self.consider(cx, peer, size, segment);
+            }
+            return;
+        };
+        if content.layout().size() != size {
+            self.dispute(cx, slot);
+            return;
+        }
+        let begun = content.chain.frontier() > ChunkIndex::FIRST;
+        match Fit::of(&content.chain, &segment) {
+            Fit::Known if segment.author != peer => self.prune(cx, slot),
+            Fit::Known => {}
+            Fit::New if completes(size, &segment) && content.have.len() * 2 < content.layout().count() => {
+                self.consider(cx, peer, size, segment);
+            }
+            Fit::New if trusted || begun => self.adopt(cx, peer, segment),
+            Fit::New => self.consider(cx, peer, size, segment),
+            Fit::Gap if self.continues_candidate(peer, &segment) => self.consider(cx, peer, size, segment),
+            Fit::Gap => self.ask_again(cx, slot),
+            Fit::Other => self.dispute(cx, slot),
+        }
+    }
+
+    fn continues_candidate(&self, peer: PeerId, segment: &Segment) -> bool {
+        self.claims.candidate.as_ref().is_some_and(|candidate| {
+            candidate.peer == peer && Fit::of(&candidate.chain, segment) != Fit::Gap
+        })
+    }
+
+    fn ask_again(&mut self, cx: &mut Context<'_>, slot: Slot) {
+        let Some(content) = &mut self.content else { return };
+        if content.states_asked + STATES_PATIENCE <= cx.now {
+            content.states_asked = cx.now;
+            self.subscribe(cx, slot);
+        }
+    }
+
+    /// Takes states into the believed chain, and tells others of them.
+    fn adopt(&mut self, cx: &mut Context<'_>, from: PeerId, segment: Arc<Segment>) {
+        let Some(content) = &mut self.content else { return };
+        let before = content.chain.frontier();
+        if content.chain.extend(segment.from, &segment.states).is_err() || content.chain.frontier() == before {
+            return;
+        }
+        content.feeder = Some(from);
+        content.extended(before);
+        self.pass_on(cx, segment);
+        self.hash_next(cx);
+        // What waited may be said by now.
+        let done = |candidate: &Candidate, content: &Content| {
+            candidate.probe.is_none() && candidate.chain.frontier() <= content.chain.frontier()
+        };
+        if let (Some(candidate), Some(content)) = (&self.claims.candidate, &self.content)
+            && done(candidate, content)
+        {
+            self.claims.candidate = None;
+        }
+    }
+
+    /// Keeps states that are not believed yet.
+    fn consider(&mut self, cx: &mut Context<'_>, peer: PeerId, size: u64, segment: Arc<Segment>) {
+        if self.claims.refused.contains(&peer) || self.claims.refused.contains(&segment.author) {
+            return;
+        }
+        if self.claims.candidate.is_none() {
+            let believed = self.content.as_ref().map(|content| content.chain.clone());
+            let Some(chain) = believed.or_else(|| Chain::new(self.digest, Layout::new(size)?)) else { return };
+            self.claims.candidate = Some(Candidate {
+                peer,
+                chain,
+                segments: Vec::new(),
+                since: cx.now,
+                support: BTreeSet::new(),
+                probe: None,
+                probes: 0,
+            });
+            // Its author may be the new holder of the lease.
+            self.ask_tracker(cx);
+        }
+        let Some(candidate) = &mut self.claims.candidate else { return };
+        if candidate.chain.layout().size() != size {
+            return;
+        }
+        match Fit::of(&candidate.chain, &segment) {
+            Fit::New if candidate.peer == peer => {
+                if candidate.chain.extend(segment.from, &segment.states) == Ok(()) {
+                    candidate.segments.push(segment);
+                }
+            }
+            Fit::Known if candidate.peer != peer && candidate.support.len() < SUPPORT => {
+                candidate.support.insert(peer);
+            }
+            Fit::Known | Fit::New | Fit::Gap | Fit::Other => {}
+        }
+        self.tend_candidate(cx);
+    }
+
+    /// Brings the candidate to a decision, if one can be made.
+    pub(super) fn tend_candidate(&mut self, cx: &mut Context<'_>) {
+        let Some(candidate) = &self.claims.candidate else { return };
+        if candidate.chain.is_whole() {
+            self.probe(cx);
+            return;
+        }
+        let patient = candidate.since + PART_PATIENCE > cx.now && candidate.support.len() < SUPPORT;
+        let named = candidate.segments.iter().any(|segment| self.trusts(cx, segment.author));
+        let known = self.content.as_ref().map_or(ChunkIndex::FIRST, |content| content.chain.frontier());
+        if candidate.chain.frontier() > known && (!patient || named) {
+            self.believe(cx);
+        }
+    }
+
+    /// The candidate becomes what is believed.
+    fn believe(&mut self, cx: &mut Context<'_>) {
+        let Some(candidate) = self.claims.candidate.take() else { return };
+        if !self.size_up(cx, candidate.chain.layout().size()) {
+            return;
+        }
+        for segment in candidate.segments {
+            self.adopt(cx, candidate.peer, segment);
+        }
+    }
+
+    /// Pulls the last chunk of a whole chain from the peer that offers it.
+    fn probe(&mut self, cx: &mut Context<'_>) {
+        let Some(candidate) = self.claims.candidate.as_ref().filter(|candidate| candidate.probe.is_none()) else {
+            return;
+        };
+        let (peer, size) = (candidate.peer, candidate.chain.layout().size());
+        let last = candidate.chain.layout().last();
+        if self.content.as_ref().is_some_and(|content| content.have.contains(last)) {
+            self.believe(cx);
+            return;
+        }
+        let Some(expected) = candidate.chain.expected(last) else { return };
+        let Some(slot) = self.remotes.find(peer).filter(|slot| self.remotes.ready(cx.now).contains(*slot)) else {
+            return;
+        };
+        if !self.size_up(cx, size) {
+            self.refuse(cx, peer);
+            return;
+        }
+        let id = PullId(cx.next_id());
+        let pull = Pull { peer: slot, chunk: last, started: cx.now, fresh: true, hedged: true };
+        self.send_pull(cx, id, pull, expected);
+        if let Some(candidate) = &mut self.claims.candidate {
+            candidate.probe = Some(id);
+            candidate.probes += 1;
+        }
+    }
+
+    /// The last chunk of a whole chain came, or did not.
+    pub(super) fn probed(&mut self, cx: &mut Context<'_>, chunk: ChunkIndex, verdict: Verdict) {
+        let Some(candidate) = &mut self.claims.candidate else { return };
+        candidate.probe = None;
+        let peer = candidate.peer;
+        match verdict {
+            Verdict::Good => {
+                self.believe(cx);
+                self.arrived(cx, chunk);
+                self.show(cx, chunk, Some(peer));
+                self.check_complete(cx);
+            }
+            Verdict::Corrupt => {
+                let authors: BTreeSet<PeerId> = candidate.segments.iter().map(|segment| segment.author).collect();
+                let signed = candidate.segments.last().is_some_and(|segment| segment.author == peer);
+                self.misled(cx, peer, &authors, signed);
+            }
+            Verdict::Busy | Verdict::Link | Verdict::Missing if candidate.probes < PROBES_MAX => {}
+            Verdict::Busy | Verdict::Link | Verdict::Missing => self.refuse(cx, peer),
+            Verdict::Disk => self.fail(cx, FetchError::Disk),
+        }
+    }
+
+    /// A whole chain leads elsewhere, with the bytes of the peer that offers it; if it signed the end, it is caught by its
+    /// own word.
+    fn misled(&mut self, cx: &mut Context<'_>, peer: PeerId, authors: &BTreeSet<PeerId>, signed: bool) {
+        self.claims.refused.extend(authors.iter().filter(|author| **author != cx.me));
+        let rests = |content: &Content| {
+            let begun = content.segments.iter().any(|segment| authors.contains(&segment.author));
+            // Its word was all that there was for the size, too.
+            begun || content.segments.is_empty() && content.have.is_empty()
+        };
+        if self.content.as_ref().is_some_and(rests) {
+            self.begin_anew(cx);
+        }
+        if signed {
+            self.convict(cx, peer);
+        }
+        self.refuse(cx, peer);
+    }
+
+    /// A peer's chain is not considered any more: others are asked for theirs.
+    fn refuse(&mut self, cx: &mut Context<'_>, peer: PeerId) {
+        self.claims.refused.insert(peer);
+        self.claims.candidate = None;
+        if let Some(slot) = self.remotes.find(peer).filter(|_| self.claims.is_banned(peer)) {
+            self.drop_remote(cx, slot);
+        }
+        self.ask_all_again(cx);
+    }
+
+    /// Asks for states again of all that have more than this node.
+    pub(super) fn ask_all_again(&mut self, cx: &mut Context<'_>) {
+        let known = self.content.as_ref().map_or(ChunkIndex::FIRST, |content| content.chain.frontier());
+        let ahead = self.remotes.subscribed.iter().filter(|slot| {
+            let remote = &self.remotes[*slot];
+            remote.up && remote.frontier > known && !self.claims.refused.contains(&remote.peer)
+        });
+        for slot in ahead.collect::<Vec<_>>() {
+            self.subscribe(cx, slot);
+        }
+    }
+
+    /// Keeps a segment that brought news and tells it to subscribers that do not know its states. Those who have them
+    /// from elsewhere say so, so that the paths by which they come first are left: mostly straight from the author, who
+    /// tells everybody.
+    pub(super) fn pass_on(&mut self, cx: &mut Context<'_>, segment: Arc<Segment>) {
+        let Some(content) = &mut self.content else { return };
+        let size = content.layout().size();
+        for slot in self.remotes.subscribers.iter() {
+            let remote = &mut self.remotes[slot];
+            if segment.author == cx.me || remote.frontier < segment.end() {
+                remote.frontier = remote.frontier.max(segment.end());
+                cx.send(remote.peer, Message::Segment { digest: self.digest, size, segment: Arc::clone(&segment) });
+            }
+        }
+        content.signing.cover(segment.end());
+        content.segments.push(segment);
+    }
+
+    /// Takes in what this node computed itself; see [`Chain::extend`].
+    pub(super) fn computed(&mut self, chunk: ChunkIndex, states: &[State]) -> Result<(), ChainError> {
+        let Some(content) = &mut self.content else { return Ok(()) };
+        let before = content.chain.frontier();
+        content.chain.extend(chunk, states)?;
+        content.extended(before);
+        Ok(())
+    }
+
+    /// Asks a peer for states again if it has chunks that cannot be verified without: whoever sent states before is gone or slow.
+    pub(super) fn ask_states(&mut self, cx: &mut Context<'_>, slot: Slot) {
+        let (Some(content), remote) = (&self.content, &self.remotes[slot]) else { return };
+        if remote.pruned && !content.chain.is_whole() && remote.has > 0 && remote.furthest >= content.verifiable_end() {
+            self.ask_again(cx, slot);
+        }
+    }
+
+    /// A peer sent states that were known: another one is quicker, and this one needs to send no more.
+    fn prune(&mut self, cx: &mut Context<'_>, slot: Slot) {
+        let (Some(content), remote) = (&self.content, &mut self.remotes[slot]) else { return };
+        let quicker = content.feeder.is_some_and(|feeder| feeder != remote.peer);
+        if !remote.pruned && self.remotes.subscribed.contains(slot) && quicker {
+            let remote = &mut self.remotes[slot];
+            remote.pruned = true;
+            cx.send(remote.peer, Message::Subscribe { digest: self.digest, frontier: content.layout().last() });
+        }
+    }
+
+    /// A peer holds another claim: it may be right, but its chunks cannot be judged under ours.
+    pub(super) fn dispute(&mut self, cx: &mut Context<'_>, slot: Slot) {
+        cx.out.push(Output::Report(Event::Disputed { digest: self.digest }));
+        self.drop_remote(cx, slot);
+    }
+
+    /// A claim turned out false: drop all that rests on it and believe only the origin from now on.
+    pub(super) fn distrust(&mut self, cx: &mut Context<'_>) {
+        cx.out.push(Output::Report(Event::Disputed { digest: self.digest }));
+        if self.solo || self.shut.is_some() {
+            self.fail(cx, FetchError::Origin(self.shut.unwrap_or(OriginFailure::Corrupt)));
+            return;
+        }
+        self.solo = true;
+        self.begin_anew(cx);
+        self.lease = Some(Lease::own());
+    }
+
+    /// A peer is caught by its own word: it is left out, and the trackers are told.
+    pub(super) fn convict(&mut self, cx: &mut Context<'_>, liar: PeerId) {
+        if !self.claims.banned.insert(liar) {
+            return;
+        }
+        cx.out.push(Output::Report(Event::Convicted { peer: liar, digest: self.digest }));
+        if let Some(slot) = self.remotes.find(liar) {
+            self.drop_remote(cx, slot);
+        }
+        self.claims.accused = Some(liar);
+        self.accuse(cx);
+    }
+
+    /// The last chunk under the believed states does not lead to the digest, and whoever signed the last of them sent it.
+    pub(super) fn convict_author(&mut self, cx: &mut Context<'_>, liar: PeerId) {
+        cx.out.push(Output::Report(Event::Disputed { digest: self.digest }));
+        self.begin_anew(cx);
+        self.convict(cx, liar);
+        // It may have been the tracker too, and have hidden the honest.
+        self.tracking.start(cx, self.digest);
+    }
+
+    /// Drops all that rests on a false claim, and asks all peers anew.
+    pub(super) fn begin_anew(&mut self, cx: &mut Context<'_>) {
+        self.stop_origin(cx);
+        self.cancel_pulls(cx);
+        self.claims.candidate = None;
+        if self.content.take().is_none() {
+            return;
+        }
+        self.duty = Duty::default();
+        cx.out.push(Output::Discard { digest: self.digest });
+        self.progressed = cx.now;
+        self.remotes.forget_all();
+        let asked = if self.solo { Slots::NONE } else { self.remotes.subscribed };
+        for slot in asked.iter().filter(|slot| self.remotes[*slot].up).collect::<Vec<_>>() {
+            self.subscribe(cx, slot);
+        }
+    }
+}
+
+/// Whether a segment brings the last state of a blob's chain.
+fn completes(size: u64, segment: &Segment) -> bool {
+    Layout::new(size).is_some_and(|layout| segment.end() >= layout.last())
+}
