@@ -30,7 +30,7 @@ impl ChunkIndex {
 
 /// How a blob of a given size is cut. The cut follows from the size alone, so that all nodes agree on it.
 ///
-/// Chunks are 256 KiB to 4 MiB (powers of two), aimed at 512 to 1024 chunks a blob: fewer make the last node wait for
+/// Chunks are 256 KiB to 4 MiB (powers of two), aimed at 1024 to 2048 chunks a blob: fewer make the last node wait for
 /// store-and-forward, more cost messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Layout {
@@ -60,7 +60,7 @@ impl Layout {
     /// Bytes in each chunk but the last; a multiple of 64.
     #[must_use]
     pub const fn chunk_bytes(self) -> u64 {
-        let wanted = (self.size / 1024).next_power_of_two();
+        let wanted = (self.size / 2048).next_power_of_two();
         if wanted < Self::CHUNK_BYTES_MIN {
             Self::CHUNK_BYTES_MIN
         } else if wanted > Self::CHUNK_BYTES_MAX {

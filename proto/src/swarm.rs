@@ -51,7 +51,7 @@ use self::{
     fetch::Fetch,
     near::Near,
     pace::Pace,
-    serve::{Upload, Uploads},
+    serve::{Stock, Upload, Uploads},
 };
 pub use self::{
     input::{AskId, Input, OriginFailure, PullId, ReaderId, Restored, RunId, Verdict},
@@ -198,8 +198,9 @@ impl Swarm {
             Input::Received { peer, message } => self.received(now, peer, message, out),
             Input::Asked { ask, peer, digest, chunk, ends } => {
                 let (fetches, uploads, mut cx) = self.parts(now, out);
-                let available = fetches.get_mut(&digest).is_some_and(|fetch| fetch.asked(&cx, chunk, ends));
-                let crowded = uploads.asked(&mut cx, ask, Upload { peer, digest, chunk }, available);
+                let stock =
+                    fetches.get_mut(&digest).map_or(Stock::Missing, |fetch| fetch.asked(&cx, peer, chunk, ends));
+                let crowded = uploads.asked(&mut cx, ask, Upload { peer, digest, chunk }, stock);
                 if let Some(fetch) = fetches.get_mut(&digest).filter(|_| crowded) {
                     fetch.suggest(&mut cx, peer);
                 }

@@ -10,24 +10,25 @@ use crate::chunk::ChunkIndex;
 impl Fetch {
     /// What to ask for next, and whom: one of the peers that are asked for least.
     pub(super) fn next_pull(&mut self, cx: &mut Context<'_>) -> Option<(Slot, ChunkIndex)> {
-        let ready = self.remotes.ready(cx.now);
-        let quick = ready & !self.remotes.slow;
-        self.find(cx, quick)
+        let usual = self.content.as_ref()?.pull_time;
+        let (ready, slow) = (self.remotes.ready(cx.now), self.remotes.slow(usual));
+        self.find(cx, ready & !slow)
             .or_else(|| {
                 // Only peers that were asked their share already are of use: the share is for where others can be asked too.
                 let content = self.content.as_ref()?;
-                let full = self.remotes.full() & !self.remotes.slow & content.offers.useful();
+                let full = self.remotes.full() & !slow & content.offers.useful(|_| Slots::ALL);
                 let most = share(content.pulls_max(cx.limits), cx.limits.pulls_per_peer_max, full.len());
                 let below = full.iter().filter(|slot| self.remotes[*slot].pulls < most);
                 let below = below.fold(Slots::NONE, |all, slot| all | Slots::only(slot));
                 self.find(cx, below)
             })
-            .or_else(|| self.find(cx, ready & self.remotes.slow))
+            .or_else(|| self.find(cx, ready & slow))
     }
 
     /// What to ask a certain peer for next.
     pub(super) fn next_from(&mut self, cx: &mut Context<'_>, slot: Slot) -> Option<ChunkIndex> {
-        let able = self.remotes.ready(cx.now) & !self.remotes.slow & Slots::only(slot);
+        let usual = self.content.as_ref()?.pull_time;
+        let able = self.remotes.ready(cx.now) & !self.remotes.slow(usual) & Slots::only(slot);
         self.find(cx, able).map(|(_, chunk)| chunk)
     }
 
@@ -48,9 +49,13 @@ impl Fetch {
         let last = content.layout().last();
         let last = able(last).filter(|_| content.chain.is_whole());
         let found = last.or_else(|| self.urgent(cx).find_map(able));
-        let (chunk, able) =
-            found.or_else(|| content.offers.rarest(cx.rng, peers, |chunk| self.may_fetch(chunk, hungry)))?;
-        Some((self.least_asked(cx, able)?, chunk))
+        if let Some((chunk, able)) = found {
+            return Some((self.least_asked(cx, able)?, chunk));
+        }
+        // The peer first: whoever has the rarest chunks is asked by all.
+        let allowed = |chunk| self.may_fetch(chunk, hungry);
+        let slot = self.least_asked(cx, content.offers.useful(allowed) & peers)?;
+        content.offers.rarest(cx.rng, Slots::only(slot), allowed).map(|(chunk, _)| (slot, chunk))
     }
 
     /// Chunks that readers wait for, unless enough of these are on their way.

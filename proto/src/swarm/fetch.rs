@@ -273,7 +273,7 @@ impl Fetch {
             tell,
             release,
             pulls.map(|(content, (_, pull))| content.pull_due(pull, limits)).min(),
-            self.remotes.rest_end().filter(|due| *due > now),
+            self.remotes.rest_end(now),
             self.claims.due().filter(|due| *due > now),
             self.lease.as_ref().and_then(Lease::deadline),
             self.tracking.deadline(self.lease.is_some(), self.progressed, limits),

@@ -89,7 +89,7 @@ impl Fetch {
             (Message::Got { chunks, .. }, Some(slot)) => {
                 self.they_got(cx, slot, &chunks);
                 if self.is_fetching() {
-                    self.pull_more(cx);
+                    self.pull_from(cx, slot);
                 }
                 return;
             }

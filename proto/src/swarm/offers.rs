@@ -93,9 +93,10 @@ impl Offers {
         !self.open.is_empty()
     }
 
-    /// All peers that have open chunks, as far as some of these show.
-    pub(super) fn useful(&self) -> Slots {
-        self.open.iter().take(COMPARED).fold(Slots::NONE, |all, chunk| all | self.holders[chunk.at()])
+    /// All peers that have open chunks which they may be asked for, as far as some of these show.
+    pub(super) fn useful(&self, allowed: impl Fn(ChunkIndex) -> Slots) -> Slots {
+        let some = self.open.iter().take(COMPARED);
+        some.fold(Slots::NONE, |all, chunk| all | self.holders[chunk.at()] & allowed(*chunk))
     }
 
     /// Of the open chunks that some of `peers` have and may be asked for, the rarest, and which of them have it.

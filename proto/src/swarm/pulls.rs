@@ -32,10 +32,10 @@ impl Fetch {
         self.hedge(cx);
     }
 
-    /// Asks one peer whose upload slot is free at this moment.
-    fn pull_from(&mut self, cx: &mut Context<'_>, slot: Slot) {
+    /// Asks one peer that has news, or whose upload slot is free at this moment.
+    pub(super) fn pull_from(&mut self, cx: &mut Context<'_>, slot: Slot) {
         self.pull_fresh(cx);
-        if self.has_room(cx)
+        while self.has_room(cx)
             && let Some(chunk) = self.next_from(cx, slot)
         {
             self.start_pull(cx, slot, chunk, false);
@@ -114,7 +114,7 @@ impl Fetch {
         let usual = self.content.as_ref().map_or(Duration::ZERO, |content| content.pull_time);
         self.remotes.judge(slot, verdict, cx.now, usual, cx.rng);
         if verdict != Verdict::Good
-            && let Some(retry) = self.remotes.rest_end()
+            && let Some(retry) = self.remotes.rest_end(cx.now)
         {
             self.arm(retry);
         }
@@ -254,7 +254,7 @@ impl Fetch {
                 continue;
             }
             let others = content.offers.holders(pull.chunk) & !Slots::only(pull.peer);
-            let able = others & self.remotes.ready(cx.now) & !self.remotes.slow;
+            let able = others & self.remotes.ready(cx.now) & !self.remotes.slow(content.pull_time);
             if let Some(slot) = self.least_asked(cx, able) {
                 self.start_pull(cx, slot, pull.chunk, false);
             }

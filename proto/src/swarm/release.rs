@@ -28,7 +28,7 @@ use crate::{
 /// A release counts as lost after so many times what it usually takes until somebody says that it has the chunk.
 const PATIENCE: u32 = 8;
 /// But not before this.
-const TIMEOUT_MIN: Duration = Duration::from_millis(100);
+const TIMEOUT_MIN: Duration = Duration::from_millis(400);
 
 /// Where each chunk from the origin stands.
 #[derive(Debug, Default)]
@@ -58,6 +58,11 @@ impl Releases {
         if self.waiting.remove(&chunk) || self.pending.remove(&chunk).is_some() {
             self.confirmed.push(chunk);
         }
+    }
+
+    /// The only peer that a chunk was shown to.
+    pub(super) fn shown_to(&self, chunk: ChunkIndex) -> Option<Slot> {
+        self.pending.get(&chunk).map(|(to, _)| *to)
     }
 
     /// The peer that a chunk was shown to has been sent it.

@@ -73,8 +73,8 @@ pub(super) struct Remotes {
     resting: Slots,
     /// Those that have as many of our pulls as one peer gets while there are others.
     full: Slots,
-    /// Those that take much longer than others.
-    pub(super) slow: Slots,
+    /// Those that took much longer than others when they were last asked.
+    slow: Slots,
     /// Those of the own rack.
     pub(super) rack: Slots,
     /// Those of other zones.
@@ -166,14 +166,24 @@ impl Remotes {
         self.used & !self.resting & !self.full
     }
 
+    /// Those that take much longer than what is usual by now.
+    pub(super) fn slow(&mut self, usual: Duration) -> Slots {
+        for slot in self.slow.iter() {
+            if self[slot].pace <= usual * SLOW {
+                self.slow.remove(slot);
+            }
+        }
+        self.slow
+    }
+
     /// Those that could be asked if they had fewer of our pulls.
     pub(super) fn full(&self) -> Slots {
         self.full & !self.resting
     }
 
-    /// When the first peer that rests may be asked again.
-    pub(super) fn rest_end(&self) -> Option<Time> {
-        self.resting.iter().map(|slot| self[slot].rests_until).min()
+    /// When the next peer that rests may be asked again.
+    pub(super) fn rest_end(&self, now: Time) -> Option<Time> {
+        self.resting.iter().map(|slot| self[slot].rests_until).filter(|end| *end > now).min()
     }
 
     /// A pull goes out to a peer.

@@ -20,18 +20,31 @@ pub(super) struct Upload {
     pub(super) chunk: ChunkIndex,
 }
 
+/// Whether a chunk that is asked for can be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stock {
+    /// It is not here, or another claim is.
+    Missing,
+    /// It is here.
+    Here,
+    /// It is here, and whoever asks is the only one that knows.
+    Fresh,
+}
+
 impl Uploads {
-    /// Serves, queues or refuses. Returns whether it was refused for want of a slot.
-    pub(super) fn asked(&mut self, cx: &mut Context<'_>, ask: AskId, upload: Upload, available: bool) -> bool {
-        if !available {
+    /// Serves, queues or refuses. Returns whether it was refused for want of a slot. What its peer alone was shown waits: it
+    /// cannot get it from anybody else.
+    pub(super) fn asked(&mut self, cx: &mut Context<'_>, ask: AskId, upload: Upload, stock: Stock) -> bool {
+        if stock == Stock::Missing {
             cx.out.push(Output::Refuse { ask, answer: Answer::Missing });
             return false;
         }
-        let hogs = self.hogs(upload.peer, cx.limits.uploads_max);
+        let hogs = stock == Stock::Here && self.hogs(upload.peer, cx.limits.uploads_max);
+        let room = if stock == Stock::Fresh { cx.limits.releases_max } else { cx.limits.asks_waiting_max };
         if !hogs && self.active.len() < cx.limits.uploads_max {
             self.active.insert(ask, upload);
             cx.out.push(Output::Serve { ask });
-        } else if !hogs && self.waiting.len() < cx.limits.asks_waiting_max {
+        } else if !hogs && self.waiting.len() < room {
             self.waiting.push_back((ask, upload));
         } else {
             cx.out.push(Output::Refuse { ask, answer: Answer::Busy });
@@ -71,12 +84,16 @@ impl Uploads {
 }
 
 impl Fetch {
-    /// A peer asks for a chunk under a claim. Returns whether it is here under the same claim.
-    pub(super) fn asked(&mut self, cx: &Context<'_>, chunk: ChunkIndex, ends: Ends) -> bool {
+    /// A peer asks for a chunk under a claim.
+    pub(super) fn asked(&mut self, cx: &Context<'_>, peer: PeerId, chunk: ChunkIndex, ends: Ends) -> Stock {
         self.used = cx.now;
-        self.content.as_ref().is_some_and(|content| {
-            let same = content.chain.expected(chunk).is_some_and(|expected| expected.ends() == ends);
-            same && content.have.contains(chunk)
-        })
+        let Some(content) = &self.content else { return Stock::Missing };
+        let same = content.chain.expected(chunk).is_some_and(|expected| expected.ends() == ends);
+        if !same || !content.have.contains(chunk) {
+            return Stock::Missing;
+        }
+        let shown = content.releases.shown_to(chunk);
+        let alone = shown.is_some_and(|slot| self.remotes[slot].peer == peer);
+        if alone { Stock::Fresh } else { Stock::Here }
     }
 }
