@@ -95,6 +95,10 @@ struct Links {
     pull_bytes: u64,
     /// What streams from the origin leave for pulls, over all fetches.
     pace: Pace,
+    /// Origin leases under which this node streams.
+    leases: usize,
+    /// That number changed: trackers of other blobs shall hear of it.
+    burden_changed: bool,
     /// Fetches that would ask for more if those were fewer.
     crowded: BTreeSet<Digest>,
 }
@@ -232,6 +236,9 @@ impl Swarm {
             }),
         }
         self.relieve(now, out);
+        if std::mem::take(&mut self.links.burden_changed) {
+            self.each(now, out, Fetch::hasten);
+        }
     }
 
     /// Lets one fetch act; takes it out if that was its end.

@@ -138,6 +138,8 @@ pub struct Join {
     pub lease: Option<Held>,
     /// A peer that the sender caught by its own word: it sent bytes or states that do not lead to the digest.
     pub accused: Option<PeerId>,
+    /// How many other blobs the sender streams from the origin.
+    pub burden: u8,
 }
 
 /// A lease as its holder reports it.

@@ -416,6 +416,7 @@ impl Fetch {
         }
         self.solo = true;
         self.begin_anew(cx);
+        self.drop_lease(cx);
         self.lease = Some(Lease::own());
     }
 

@@ -317,8 +317,7 @@ impl Fetch {
         }
         self.phase = Phase::Complete;
         self.used = cx.now;
-        self.stop_origin(cx);
-        self.lease = None;
+        self.drop_lease(cx);
         cx.out.push(Output::Proven { digest: self.digest });
         self.unsubscribe_all(cx);
         // Now, not when it is sealed: that may take the disk longer than a lease lives.
@@ -366,7 +365,7 @@ impl Fetch {
             (None, Some(lease)) if lease.is_greedy() => self.fail(cx, FetchError::Origin(OriginFailure::TRANSIENT)),
             (None, _) => {
                 cx.out.push(Output::Report(Event::Stalled { digest: self.digest }));
-                self.stop_origin(cx);
+                self.drop_lease(cx);
                 self.lease = Some(Lease::own());
             }
         }
@@ -382,7 +381,7 @@ impl Fetch {
 
     /// Ends everything that others do for this fetch.
     pub(super) fn leave(&mut self, cx: &mut Context<'_>) {
-        self.stop_origin(cx);
+        self.drop_lease(cx);
         self.cancel_pulls(cx);
         for slot in self.remotes.subscribed.iter() {
             let remote = &self.remotes[slot];

@@ -21,6 +21,8 @@ pub(super) struct Lease {
     greedy: bool,
     runs: Vec<Run>,
     connections: Connections,
+    /// A stream was opened under it.
+    active: bool,
     /// It is to be given back when the chunk that is on its way is here.
     ending: bool,
     tries: u8,
@@ -59,6 +61,7 @@ impl Lease {
             greedy: false,
             runs: Vec::new(),
             connections: Connections::default(),
+            active: false,
             ending: false,
             tries: 0,
             not_before: None,
@@ -89,6 +92,11 @@ impl Lease {
         let Grant { epoch, scope } = self.grant?;
         let streams = u8::try_from(self.runs.len()).unwrap_or(u8::MAX);
         Some(Held { epoch, scope, bytes: self.total(), left: u32::MAX, streams })
+    }
+
+    /// Whether streams were opened under it.
+    pub(super) const fn is_active(&self) -> bool {
+        self.active
     }
 
     fn total(&self) -> u64 {
@@ -170,7 +178,10 @@ impl Fetch {
 
     pub(super) fn drop_lease(&mut self, cx: &mut Context<'_>) {
         self.stop_origin(cx);
-        self.lease = None;
+        if self.lease.take().is_some_and(|lease| lease.active) {
+            cx.links.leases = cx.links.leases.saturating_sub(1);
+            cx.links.burden_changed = true;
+        }
     }
 
     pub(super) fn stop_origin(&mut self, cx: &mut Context<'_>) {
@@ -198,6 +209,10 @@ impl Fetch {
             let run = RunId(cx.next_id());
             let Some(lease) = &mut self.lease else { return };
             lease.runs.push(Run { id: run, next: from, until, bytes: 0 });
+            if !std::mem::replace(&mut lease.active, true) {
+                cx.links.leases += 1;
+                cx.links.burden_changed = true;
+            }
             cx.links.pace.opened();
             cx.out.push(Output::PullOrigin { digest: self.digest, run, from, until, before });
         }

@@ -43,7 +43,14 @@ pub(super) struct Tracking {
     named: BTreeSet<PeerId>,
     /// When the tracker was last asked out of turn.
     asked: Option<Time>,
+    /// When the next heartbeat is due at the latest, since something changed.
+    hasty: Option<Time>,
+    /// All trackers were told that this node streams other blobs, and shall hear when it does not.
+    told_burden: bool,
 }
+
+/// So long after streams began or ended the trackers of the other blobs hear of it: most often several do at once.
+const HASTE: Duration = Duration::from_millis(10);
 
 /// Holders that are remembered.
 const NAMED_MAX: usize = 64;
@@ -132,7 +139,7 @@ impl Tracking {
                 let often = if young { limits.lease_heartbeat / 4 } else { limits.lease_heartbeat };
                 let next = if leased { beat + often } else { early.min(beat + limits.heartbeat) };
                 let silent = unanswered.map(|since| hungry.max(since + SILENCE));
-                Some(silent.map_or(next, |silent| silent.min(next)))
+                [Some(next), silent, self.hasty].into_iter().flatten().min()
             }
             State::Fallback { due } => Some(due),
         }
@@ -228,9 +235,23 @@ impl Fetch {
         let have = self.content.as_ref().map_or(0, |content| content.have.len());
         let left = self.content.as_ref().map_or(u32::MAX, |content| content.missing());
         let lease = self.lease.as_ref().and_then(Lease::report).map(|held| Held { left, ..held });
-        let (standing, accused) = (self.standing(), self.claims.accused());
-        let join = Join { digest: self.digest, have, standing, place: cx.place, lease, accused };
+        let (standing, accused, burden) = (self.standing(), self.claims.accused(), self.burden(cx));
+        let join = Join { digest: self.digest, have, standing, place: cx.place, lease, accused, burden };
         cx.send(tracker, Message::Join(join));
+    }
+
+    /// How many other blobs this node streams from the origin.
+    fn burden(&self, cx: &Context<'_>) -> u8 {
+        let own = self.lease.as_ref().is_some_and(Lease::is_active);
+        u8::try_from(cx.links.leases.saturating_sub(usize::from(own))).unwrap_or(u8::MAX)
+    }
+
+    /// This node streams more or fewer blobs: the trackers shall hear of it soon.
+    pub(super) fn hasten(&mut self, cx: &mut Context<'_>) {
+        let soon = cx.now + HASTE;
+        if self.is_fetching() && matches!(self.tracking.state, State::Joined { .. }) {
+            self.tracking.hasty = Some(self.tracking.hasty.map_or(soon, |due| due.min(soon)));
+        }
     }
 
     fn standing(&self) -> Standing {
@@ -249,8 +270,12 @@ impl Fetch {
     /// Tells the tracker how this node stands. A lease holder tells all of them, so that those which others ask when the
     /// first is slow or gone know of the lease and give no second one.
     pub(super) fn heartbeat(&mut self, cx: &mut Context<'_>) {
+        self.tracking.hasty = None;
         let leased = self.lease.as_ref().is_some_and(|lease| lease.report().is_some());
-        if std::mem::replace(&mut self.tracking.told_lease, leased) || leased {
+        let burdened = self.burden(cx) > 0;
+        let told = std::mem::replace(&mut self.tracking.told_lease, leased);
+        let told = std::mem::replace(&mut self.tracking.told_burden, burdened) || told;
+        if told || leased || burdened {
             self.join_all(cx);
         } else if let Some(tracker) = self.tracking.tracker()
             && cx.is_up(tracker.peer)

@@ -7,6 +7,7 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
 };
 
 use super::{Send, trial::Trial};
@@ -56,7 +57,10 @@ pub(super) const fn may_hold(standing: Standing, scope: Scope) -> bool {
 pub(super) struct Lease {
     pub(super) holder: PeerId,
     pub(super) epoch: Epoch,
+    given: Time,
     heard: Time,
+    /// Chunks that its holder lacks.
+    left: u32,
     progress: (u32, u64),
     progressed: Time,
     /// Some member gets nothing since the holder was last heard.
@@ -71,12 +75,24 @@ pub(super) struct Lease {
 
 impl Lease {
     const fn new(now: Time, holder: PeerId, epoch: Epoch, own: bool) -> Self {
-        let (heard, progressed) = (now, now);
-        Self { holder, epoch, heard, progress: (0, 0), progressed, missed: false, own, confirmed: false, ending: None }
+        Self {
+            holder,
+            epoch,
+            given: now,
+            heard: now,
+            left: 0,
+            progress: (0, 0),
+            progressed: now,
+            missed: false,
+            own,
+            confirmed: false,
+            ending: None,
+        }
     }
 
     fn hear(&mut self, now: Time, held: Held, have: u32) {
         self.epoch = held.epoch;
+        self.left = held.left;
         self.heard = now;
         self.missed = false;
         self.confirmed = true;
@@ -92,6 +108,12 @@ impl Lease {
         let end = (self.heard + silence).min(self.progressed + limits.lease_stall);
         let over = |asked: Time| (asked.max(self.progressed) + limits.lease_handover).min(asked + limits.lease_stall);
         self.ending.map_or(end, |asked| over(asked).min(end))
+    }
+
+    /// Whether it may go to a member that streams other blobs: it streams for a moment, and will for a while.
+    fn may_move(&self, now: Time) -> bool {
+        let settled = self.own && self.confirmed && self.ending.is_none() && self.progress.1 > 0;
+        settled && self.given + GATHER_AFTER <= now && self.left != u32::MAX && self.left >= GATHER_LEFT
     }
 
     fn rank(&self) -> (Epoch, Reverse<PeerId>) {
@@ -169,7 +191,16 @@ pub(super) struct Leases {
     accusations: BTreeMap<PeerId, u8>,
     /// Those that enough have caught: they get no lease.
     barred: BTreeSet<PeerId>,
+    /// Members that stream other blobs from the origin.
+    carriers: BTreeSet<PeerId>,
 }
+
+/// A lease is left where it is for so long, since its holder and others may just begin to stream other blobs.
+const GATHER_AFTER: Duration = Duration::from_millis(40);
+/// With fewer chunks to come it is left, too.
+const GATHER_LEFT: u32 = 48;
+/// Carriers that are remembered.
+const CARRIERS_MAX: usize = 256;
 
 /// So many that caught a holder end its lease: fewer may lie themselves.
 const ACCUSERS: usize = 3;
@@ -219,6 +250,26 @@ impl Leases {
             self.sources.pop_front();
         }
         self.sources.push_back(peer);
+    }
+
+    /// A member streams so many other blobs from the origin.
+    pub(super) fn note_burden(&mut self, peer: PeerId, burden: u8) {
+        if burden == 0 {
+            self.carriers.remove(&peer);
+        } else if self.carriers.len() < CARRIERS_MAX {
+            self.carriers.insert(peer);
+        }
+    }
+
+    /// The member that the origin's lease shall go to because it streams other blobs, too.
+    ///
+    /// Streams of one image share the origin's rate, and a holder shares its link between its stream and what it pulls of
+    /// the other blobs. With all leases at one node nothing is pulled there that hinders a stream. All trackers choose the
+    /// same one: of those that stream, the one with the largest name.
+    pub(super) fn gatherer(&self, now: Time) -> Option<PeerId> {
+        let lease = self.origin.lease.as_ref().filter(|lease| lease.may_move(now))?;
+        let able = |peer: &&PeerId| **peer > lease.holder && !self.origin.trial.was_tried(**peer) && !self.is_barred(**peer);
+        self.carriers.iter().rev().find(able).copied()
     }
 
     /// Whether a member gets no lease.
@@ -285,6 +336,7 @@ impl Leases {
 
     /// Ends whatever a member held that is gone.
     pub(super) fn forget(&mut self, peer: PeerId, zone: u32) {
+        self.carriers.remove(&peer);
         for key in [Key::Origin, Key::Zone(zone)] {
             if let Some(line) = self.line_mut(key).filter(|line| line.is_held_by(peer)) {
                 line.end();

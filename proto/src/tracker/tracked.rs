@@ -140,7 +140,18 @@ impl Tracked {
                 }
             }
         }
+        self.leases.note_burden(peer, join.burden);
+        self.gather(now, join.digest, out);
         returned
+    }
+
+    /// Asks the origin's lease back for a member that streams other blobs, too.
+    fn gather(&mut self, now: Time, digest: Digest, out: &mut Vec<Send>) {
+        let Some(next) = self.leases.gatherer(now).and_then(|peer| self.able(Key::Origin, peer)) else { return };
+        let Some(lease) = &mut self.leases.origin.lease else { return };
+        lease.ending = Some(now);
+        out.push(revoked(lease.holder, digest, lease.epoch));
+        self.leases.origin.trial.ask_back(next);
     }
 
     /// The zone of whoever streams from the origin needs no import. A tracker that had not heard of it may have given one.
