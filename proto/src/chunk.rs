@@ -45,6 +45,9 @@ impl Layout {
     /// Smallest chunk length for blobs of more than one chunk, in bytes.
     pub const CHUNK_BYTES_MIN: u64 = 256 * KIB;
 
+    /// From this size on chunks are twice the smallest at least, in bytes.
+    const LARGE: u64 = 256 * MIB;
+
     /// The layout of a blob of `size` bytes; none above [`Self::SIZE_MAX`].
     #[must_use]
     pub const fn new(size: u64) -> Option<Self> {
@@ -60,9 +63,10 @@ impl Layout {
     /// Bytes in each chunk but the last; a multiple of 64.
     #[must_use]
     pub const fn chunk_bytes(self) -> u64 {
-        let wanted = (self.size / 2048).next_power_of_two();
-        if wanted < Self::CHUNK_BYTES_MIN {
-            Self::CHUNK_BYTES_MIN
+        let wanted = (self.size / 4096).next_power_of_two();
+        let least = if self.size < Self::LARGE { Self::CHUNK_BYTES_MIN } else { 2 * Self::CHUNK_BYTES_MIN };
+        if wanted < least {
+            least
         } else if wanted > Self::CHUNK_BYTES_MAX {
             Self::CHUNK_BYTES_MAX
         } else {
