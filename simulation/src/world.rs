@@ -252,7 +252,7 @@ enum Machine {
 
 const READER: ReaderId = ReaderId(0);
 /// How often a node looks at its streams from the origin.
-const LOOK: Duration = Duration::from_millis(250);
+const LOOK: Duration = Duration::from_millis(25);
 /// A machine that had time gets it again after this at the earliest, however soon it wants it.
 const TURN: Duration = Duration::from_micros(1);
 /// So often machines may want time again as soon as they had it; then the run ends.

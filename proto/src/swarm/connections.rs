@@ -9,14 +9,18 @@ use crate::time::Time;
 
 /// Most connections of one fetch.
 const CONNECTIONS_MAX: usize = 8;
-/// How long a number of connections is measured.
-const MEASURE: Duration = Duration::from_millis(600);
-/// After a change, what comes in is not counted for so long.
-const SETTLE: Duration = Duration::from_millis(150);
+/// How long a number of connections is measured: so many times what the origin takes to answer, within limits. A connection
+/// needs some round trips to get to its rate.
+const MEASURE: u32 = 8;
+const MEASURE_MIN: Duration = Duration::from_millis(150);
+const MEASURE_MAX: Duration = Duration::from_secs(1);
+/// After a change, what comes in is not counted for so many times what the origin takes to answer, the answer included.
+const SETTLE: u32 = 3;
+const SETTLE_MIN: Duration = Duration::from_millis(20);
 /// Twice as many connections are kept if they bring so many times the rate.
 const GAIN: f64 = 1.25;
 /// A fetch that would be over sooner is not worth a trial.
-const WORTH: Duration = Duration::from_secs(30);
+const WORTH: Duration = Duration::from_secs(5);
 /// Time between trials once one did not help.
 const PAUSE: Duration = Duration::from_secs(20);
 /// Where a connection gets less than so many bytes a second, more of them would take too long for each chunk.
@@ -33,6 +37,8 @@ pub(super) struct Connections {
     trying: bool,
     /// The rate before it, in bytes per second.
     before: f64,
+    /// How long the origin took to answer at most.
+    latency: Duration,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -47,7 +53,7 @@ enum Phase {
 
 impl Default for Connections {
     fn default() -> Self {
-        Self { wanted: 1, phase: Phase::Opening, trying: false, before: 0.0 }
+        Self { wanted: 1, phase: Phase::Opening, trying: false, before: 0.0, latency: Duration::ZERO }
     }
 }
 
@@ -57,17 +63,30 @@ impl Connections {
         match self.phase {
             Phase::Opening => None,
             Phase::Settling { until } => Some(until),
-            Phase::Measuring { since, .. } => Some(since + MEASURE),
+            Phase::Measuring { since, .. } => Some(since + self.measure()),
         }
+    }
+
+    /// The origin began to answer after so long.
+    pub(super) fn answered(&mut self, took: Duration) {
+        self.latency = self.latency.max(took).min(MEASURE_MAX / MEASURE);
+    }
+
+    fn measure(&self) -> Duration {
+        (self.latency * MEASURE).max(MEASURE_MIN)
+    }
+
+    fn settle(&self) -> Duration {
+        (self.latency * SETTLE).max(SETTLE_MIN)
     }
 
     /// The number of connections to have now, given the bytes that came in so far and those that are still to come, if
     /// that is known.
     pub(super) fn wanted(&mut self, now: Time, bytes: u64, remaining: Option<u64>) -> usize {
         match self.phase {
-            Phase::Opening if bytes > 0 => self.phase = Phase::Settling { until: now + SETTLE },
+            Phase::Opening if bytes > 0 => self.phase = Phase::Settling { until: now + SETTLE_MIN },
             Phase::Settling { until } if until <= now => self.phase = Phase::Measuring { since: now, bytes },
-            Phase::Measuring { since, bytes: before } if since + MEASURE <= now => {
+            Phase::Measuring { since, bytes: before } if since + self.measure() <= now => {
                 let rate = bytes.saturating_sub(before) as f64 / now.since(since).as_secs_f64();
                 self.judge(now, rate, remaining);
             }
@@ -91,10 +110,16 @@ impl Connections {
         if self.wanted < CONNECTIONS_MAX && left > WORTH.as_secs_f64() && rate > RATE_MIN * self.wanted as f64 {
             self.wanted *= 2;
             self.trying = true;
-            self.phase = Phase::Settling { until: now + SETTLE };
+            self.phase = Phase::Settling { until: now + self.settle() };
         } else {
             self.phase = pause;
         }
+    }
+
+    /// Chunks that one connection brings while the origin takes its time to answer on the next; at least one.
+    pub(super) fn ahead(&self, chunk_bytes: u64) -> u32 {
+        let one = self.before / self.wanted as f64;
+        ((one * self.latency.as_secs_f64() / chunk_bytes as f64).ceil() as u32).clamp(1, 16)
     }
 
     /// Chunks of a stripe.

@@ -39,9 +39,15 @@ struct Run {
     /// The chunk in front of which it stops; none for the blob's end.
     until: Option<ChunkIndex>,
     bytes: u64,
+    /// When it was asked for, until the origin answers.
+    asked: Option<Time>,
 }
 
 impl Run {
+    fn ends_within(&self, chunks: u32) -> bool {
+        self.until.is_some_and(|until| until.0.saturating_sub(self.next.0) <= chunks)
+    }
+
     fn covers(&self, chunk: ChunkIndex) -> bool {
         self.next <= chunk && self.until.is_none_or(|until| chunk < until)
     }
@@ -204,11 +210,14 @@ impl Fetch {
         let remaining =
             self.content.as_ref().map(|content| u64::from(content.missing()) * content.layout().chunk_bytes());
         let wanted = lease.connections.wanted(cx.now, total, remaining);
-        while self.lease.as_ref().is_some_and(|lease| lease.runs.len() < wanted) {
+        let chunk_bytes = self.content.as_ref().map_or(u64::MAX, |content| content.layout().chunk_bytes());
+        let ahead = lease.connections.ahead(chunk_bytes);
+        // The next stripe is asked for while the last chunks of one come in, so that no answer is waited for in between.
+        while self.lease.as_ref().is_some_and(|lease| lease.runs.iter().filter(|run| !run.ends_within(ahead)).count() < wanted) {
             let Some(Opening { from, until, before }) = self.next_run(wanted) else { break };
             let run = RunId(cx.next_id());
             let Some(lease) = &mut self.lease else { return };
-            lease.runs.push(Run { id: run, next: from, until, bytes: 0 });
+            lease.runs.push(Run { id: run, next: from, until, bytes: 0, asked: Some(cx.now) });
             if !std::mem::replace(&mut lease.active, true) {
                 cx.links.leases += 1;
                 cx.links.burden_changed = true;
@@ -263,6 +272,11 @@ impl Fetch {
     }
 
     pub(super) fn origin_opened(&mut self, cx: &mut Context<'_>, id: RunId, size: u64) {
+        if let Some(asked) = self.run(id).and_then(|run| run.asked.take())
+            && let Some(lease) = &mut self.lease
+        {
+            lease.connections.answered(cx.now.since(asked));
+        }
         if self.runs(id) && !self.size_up(cx, size) && !self.is_failed() {
             self.distrust(cx);
         }
