@@ -95,6 +95,10 @@ struct Links {
     pull_bytes: u64,
     /// What streams from the origin leave for pulls, over all fetches.
     pace: Pace,
+    /// Chunks that are being uploaded.
+    uploads: usize,
+    /// Bytes that came in, from the origin and from peers.
+    bytes_in: u64,
     /// Origin leases under which this node streams.
     leases: usize,
     /// That number changed: trackers of other blobs shall hear of it.

@@ -275,7 +275,7 @@ impl Fetch {
             pulls.map(|(content, (_, pull))| content.pull_due(pull, limits)).min(),
             self.remotes.rest_end(now),
             self.claims.due().filter(|due| *due > now),
-            self.lease.as_ref().and_then(Lease::deadline),
+            self.lease.as_ref().and_then(|lease| lease.deadline(now)),
             self.tracking.deadline(self.lease.is_some(), self.progressed, limits),
             self.hunger_due(now),
             Some(self.stall_end(limits)),

@@ -3,7 +3,7 @@
 use rand::RngExt;
 
 use super::{
-    Context, Event, FetchError, OriginFailure, Output, RunId, connections::Connections, content::Content, fetch::Fetch,
+    Context, Event, FetchError, OriginFailure, Output, RunId, connections::{Connections, Intake}, content::Content, fetch::Fetch,
 };
 use crate::{
     chain::{LinkEnd, State},
@@ -109,7 +109,7 @@ impl Lease {
         self.bytes + self.runs.iter().map(|run| run.bytes).sum::<u64>()
     }
 
-    pub(super) fn deadline(&self) -> Option<Time> {
+    pub(super) fn deadline(&self, now: Time) -> Option<Time> {
         if self.ending || self.is_import() {
             // Nothing is opened: time brings nothing.
             return None;
@@ -117,7 +117,7 @@ impl Lease {
         if self.runs.is_empty() {
             return self.not_before;
         }
-        self.connections.due().map(|due| self.not_before.map_or(due, |pause| pause.max(due)))
+        self.connections.due(now).map(|due| self.not_before.map_or(due, |pause| pause.max(due)))
     }
 }
 
@@ -206,11 +206,15 @@ impl Fetch {
         }
         let Some(lease) = &mut self.lease else { return };
         lease.not_before = None;
-        let total = lease.total();
-        let remaining =
-            self.content.as_ref().map(|content| u64::from(content.missing()) * content.layout().chunk_bytes());
-        let wanted = lease.connections.wanted(cx.now, total, remaining);
         let chunk_bytes = self.content.as_ref().map_or(u64::MAX, |content| content.layout().chunk_bytes());
+        let intake = Intake {
+            bytes: lease.total(),
+            all: cx.links.bytes_in,
+            remaining: self.content.as_ref().map(|content| u64::from(content.missing()) * chunk_bytes),
+            grain: chunk_bytes,
+            uploads: cx.links.uploads as f64 / cx.limits.uploads_max as f64,
+        };
+        let wanted = lease.connections.wanted(cx.now, intake);
         let ahead = lease.connections.ahead(chunk_bytes);
         // The next stripe is asked for while the last chunks of one come in, so that no answer is waited for in between.
         while self.lease.as_ref().is_some_and(|lease| lease.runs.iter().filter(|run| !run.ends_within(ahead)).count() < wanted) {
@@ -225,7 +229,7 @@ impl Fetch {
             cx.links.pace.opened();
             cx.out.push(Output::PullOrigin { digest: self.digest, run, from, until, before });
         }
-        if let Some(due) = self.lease.as_ref().and_then(Lease::deadline) {
+        if let Some(due) = self.lease.as_ref().and_then(|lease| lease.deadline(cx.now)) {
             self.arm(due);
         }
     }
@@ -290,8 +294,9 @@ impl Fetch {
         self.lease.as_mut()?.runs.iter_mut().find(|run| run.id == id)
     }
 
-    pub(super) fn origin_progress(&mut self, cx: &Context<'_>, id: RunId, bytes: u64) {
+    pub(super) fn origin_progress(&mut self, cx: &mut Context<'_>, id: RunId, bytes: u64) {
         if let Some(run) = self.run(id).filter(|run| run.bytes < bytes) {
+            cx.links.bytes_in += bytes - run.bytes;
             run.bytes = bytes;
             self.progressed = cx.now;
         }

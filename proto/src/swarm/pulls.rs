@@ -138,6 +138,7 @@ impl Fetch {
     fn pulled_well(&mut self, cx: &mut Context<'_>, pull: &Pull, took: Duration) {
         let Some(content) = &mut self.content else { return };
         content.note_time(took);
+        cx.links.bytes_in += content.layout().len(pull.chunk);
         cx.links.pace.pulled(content.layout().len(pull.chunk), took);
         let pace = average(self.remotes[pull.peer].pace, took);
         self.remotes.note_pace(pull.peer, pace, content.pull_time);

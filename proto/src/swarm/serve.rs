@@ -43,6 +43,7 @@ impl Uploads {
         let room = if stock == Stock::Fresh { cx.limits.releases_max } else { cx.limits.asks_waiting_max };
         if !hogs && self.active.len() < cx.limits.uploads_max {
             self.active.insert(ask, upload);
+            cx.links.uploads = self.active.len();
             cx.out.push(Output::Serve { ask });
         } else if !hogs && self.waiting.len() < room {
             self.waiting.push_back((ask, upload));
@@ -79,6 +80,7 @@ impl Uploads {
             }
             cx.out.push(Output::Refuse { ask: next, answer: Answer::Missing });
         }
+        cx.links.uploads = self.active.len();
         Some(done)
     }
 }
