@@ -15,6 +15,7 @@ use shoal_daemon::{
     secret::Secret,
 };
 use shoal_proto::{
+    chain::{Ends, State},
     chunk::ChunkIndex,
     digest::Digest,
     peer::{Contact, PeerId},
@@ -76,7 +77,8 @@ async fn pull(plane: &DataPlane, peer: PeerId, mut events: mpsc::Receiver<PlaneE
         let slot = Arc::clone(&slots).acquire_owned().await.unwrap();
         let plane = plane.clone();
         tokio::spawn(async move {
-            let ask = Ask { digest: Digest::sha256([1; 32]), chunk: ChunkIndex(number) };
+            let ends = Ends { before: State::INITIAL, after: None };
+            let ask = Ask { digest: Digest::sha256([1; 32]), chunk: ChunkIndex(number), ends };
             plane.pull(peer, ask, CHUNK_BYTES as u64, Duration::from_secs(10)).await.unwrap();
             drop(slot);
         });

@@ -64,7 +64,7 @@ fn prepared(blob: &Blob, out: &mut Vec<Output>) -> Swarm {
         swarm.handle(Time::ZERO, Input::Connected { peer: peer(id), place: Place::default() }, out);
     }
     swarm.handle(Time::ZERO, Input::Located { digest, trackers: vec![holders[0]] }, out);
-    let joined = Message::Joined { digest, peers: Vec::new(), lease: None, served: true };
+    let joined = Message::Joined { digest, peers: Vec::new(), lease: None, served: true, sources: vec![peer(1)] };
     swarm.handle(Time::ZERO, Input::Received { peer: peer(1), message: joined }, out);
     swarm.handle(Time::ZERO, Input::Holders { digest, holders }, out);
     for id in 1..=PEERS {
@@ -77,6 +77,16 @@ fn prepared(blob: &Blob, out: &mut Vec<Output>) -> Swarm {
     for segment in blob.segments(peer(1)) {
         let message = Message::Segment { digest, size: SIZE, segment };
         swarm.handle(Time::ZERO, Input::Received { peer: peer(1), message }, out);
+    }
+    // Some peer has the last chunk, which shows that the chain leads to the digest.
+    let message = Message::Got { digest, chunks: vec![blob.layout.last()] };
+    swarm.handle(Time::ZERO, Input::Received { peer: peer(1), message }, out);
+    let probes = out.iter().filter_map(|order| match order {
+        Output::Pull { pull, .. } => Some(*pull),
+        _ => None,
+    });
+    for pull in probes.collect::<Vec<_>>() {
+        swarm.handle(Time::ZERO, Input::Pulled { digest, pull, verdict: Verdict::Good }, out);
     }
     swarm
 }
@@ -109,7 +119,7 @@ fn main() {
             pulled.feed(&mut swarm, now, input, &mut out);
             next_ask += 1;
             let (ask, asker) = (AskId(next_ask), peer(PEERS));
-            let input = Input::Asked { ask, peer: asker, digest: blob.digest, chunk: here };
+            let input = Input::Asked { ask, peer: asker, digest: blob.digest, chunk: here, ends: blob.expected(here).ends() };
             asked.feed(&mut swarm, now, input, &mut out);
             served.feed(&mut swarm, now, Input::Served { ask }, &mut out);
         }

@@ -137,6 +137,8 @@ impl Story {
                         standing: Standing::Complete,
                         place: Place::default(),
                         lease: None,
+                        accused: None,
+                        burden: 0,
                     };
                     plane.send(contact.peer, Message::Join(join)).ok();
                 }
@@ -157,7 +159,8 @@ impl Story {
         if let Message::Join(join) = message
             && join.digest == digest
         {
-            plane.send(peer, Message::Joined { digest, peers: vec![self.contact], lease: None, served: true }).ok();
+            let peers = vec![self.contact];
+            plane.send(peer, Message::Joined { digest, peers, lease: None, served: true, sources: Vec::new() }).ok();
         }
         if let Message::Subscribe { digest: asked, .. } = message
             && *asked == digest

@@ -472,9 +472,9 @@ impl Driver {
     fn asked(&mut self, peer: PeerId, asked: Asked) {
         self.ask_ids += 1;
         let ask = AskId(self.ask_ids);
-        let Ask { digest, chunk } = asked.ask;
+        let Ask { digest, chunk, ends } = asked.ask;
         self.asks.insert(ask, asked);
-        self.swarm(Input::Asked { ask, peer, digest, chunk });
+        self.swarm(Input::Asked { ask, peer, digest, chunk, ends });
     }
 
     fn stop(&mut self) {

@@ -176,7 +176,8 @@ impl Driver {
         let Some(job) = self.jobs.get(&digest).cloned() else { return };
         let (parts, facts) = (Arc::clone(&self.parts), self.facts.clone());
         let task = self.tasks.spawn(async move {
-            let verdict = pull_chunk(&parts, &job, peer, Ask { digest, chunk }, expected).await;
+            let ask = Ask { digest, chunk, ends: expected.ends() };
+            let verdict = pull_chunk(&parts, &job, peer, ask, expected).await;
             facts.send(Fact::Swarm(Input::Pulled { digest, pull, verdict })).await.ok();
         });
         self.pulls.insert(pull, task.abort_handle());
@@ -225,7 +226,7 @@ impl Driver {
 
     fn serve(&mut self, id: AskId) {
         let Some(asked) = self.asks.remove(&id) else { return };
-        let Ask { digest, chunk } = asked.ask;
+        let Ask { digest, chunk, .. } = asked.ask;
         let held = self.held.get(&digest).cloned();
         let partial = self.jobs.get(&digest).and_then(|job| job.partial.borrow().clone()).flatten();
         let (parts, shelf, facts) = (Arc::clone(&self.parts), Arc::clone(&self.shelf), self.facts.clone());

@@ -29,7 +29,7 @@ const CHUNKS_AHEAD: usize = 2;
 const CHUNKS_AHEAD_UNHASHED: usize = 1;
 
 /// How often progress inside a chunk is told, for the lease's heartbeats.
-const PROGRESS_INTERVAL: Duration = Duration::from_millis(300);
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Longest wait for the store to make room.
 const STORE_DEADLINE: Duration = Duration::from_secs(30);

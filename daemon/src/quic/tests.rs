@@ -13,6 +13,7 @@ use std::{
 
 use bytes::Bytes;
 use shoal_proto::{
+    chain::{Ends, State},
     chunk::ChunkIndex,
     digest::Digest,
     peer::{Contact, PeerId, Place},
@@ -117,7 +118,8 @@ fn fresh_secret() -> Secret {
 }
 
 fn ask(chunk: u32) -> Ask {
-    Ask { digest: Digest::sha256([7; 32]), chunk: ChunkIndex(chunk) }
+    let ends = Ends { before: State::INITIAL, after: None };
+    Ask { digest: Digest::sha256([7; 32]), chunk: ChunkIndex(chunk), ends }
 }
 
 /// A message that carries a number.

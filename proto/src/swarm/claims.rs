@@ -72,10 +72,10 @@ impl Claims {
         self.accused
     }
 
-    /// When a part of a chain is believed although nobody stands for it.
+    /// When a chain is believed although nobody stands for it and its end is not to be had.
     pub(super) fn due(&self) -> Option<Time> {
-        let part = self.candidate.as_ref().filter(|candidate| !candidate.chain.is_whole())?;
-        Some(part.since + PART_PATIENCE)
+        let candidate = self.candidate.as_ref().filter(|candidate| candidate.probe.is_none())?;
+        Some(candidate.since + PART_PATIENCE)
     }
 
     pub(super) fn is_probe(&self, pull: PullId) -> bool {
@@ -242,7 +242,7 @@ impl Fetch {
     /// Brings the candidate to a decision, if one can be made.
     pub(super) fn tend_candidate(&mut self, cx: &mut Context<'_>) {
         let Some(candidate) = &self.claims.candidate else { return };
-        if candidate.chain.is_whole() {
+        if candidate.chain.is_whole() && self.offers_last(candidate) {
             self.probe(cx);
             return;
         }
@@ -252,6 +252,16 @@ impl Fetch {
         if candidate.chain.frontier() > known && (!patient || named) {
             self.believe(cx);
         }
+    }
+
+    /// Whether the peer that offers a chain has its last chunk, as it says: a holder that still streams has not.
+    fn offers_last(&self, candidate: &Candidate) -> bool {
+        let last = candidate.chain.layout().last();
+        self.remotes.find(candidate.peer).is_some_and(|slot| match (&self.content, &self.remotes[slot].early) {
+            (Some(content), _) => content.offers.holders(last).contains(slot) || content.have.contains(last),
+            (None, Some((_, chunks))) => chunks.contains(last),
+            (None, None) => false,
+        })
     }
 
     /// The candidate becomes what is believed.

@@ -266,9 +266,9 @@ mod tests {
         for (chunk, slot) in [(0, one), (1, other)] {
             releases.pending.insert(ChunkIndex(chunk), (slot, at(0)));
         }
-        releases.confirm_at(at(20), one, ChunkIndex(0));
-        assert_eq!(releases.deadline(&limits), Some(at(160)), "eight times what the first took");
-        releases.expire(at(160), &limits);
+        releases.confirm_at(at(100), one, ChunkIndex(0));
+        assert_eq!(releases.deadline(&limits), Some(at(800)), "eight times what the first took");
+        releases.expire(at(800), &limits);
         assert!(releases.waiting.contains(&ChunkIndex(1)) && releases.idle.contains(other));
     }
 }

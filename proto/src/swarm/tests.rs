@@ -326,7 +326,8 @@ impl World {
         if self.nodes[from].alive {
             let ask = AskId(self.sequence);
             let served = Event::Swarm(from, Input::Served { ask });
-            self.push(HOP, Event::Swarm(from, Input::Asked { ask, peer: peer(at), digest, chunk }));
+            let ends = expected.ends();
+            self.push(HOP, Event::Swarm(from, Input::Asked { ask, peer: peer(at), digest, chunk, ends }));
             self.push(CHUNK, served);
         }
         let (after, verdict) = if !self.nodes[from].alive {
@@ -464,9 +465,10 @@ fn fresh_chunks_are_taken_at_once_beside_all_other_pulls() {
     let mut swarm = Swarm::new(peer(9), Place::default(), limits, 1);
     let mut out = Vec::new();
     let layout = Layout::new(SIZE).expect("small");
-    let (many, fresh) = (ChunkSet::full(layout.count()), layout.last());
-    let mut most = many;
+    let fresh = ChunkIndex(layout.last().0 - 1);
+    let mut most = ChunkSet::full(layout.count());
     most.remove(fresh);
+    most.remove(layout.last());
     let states = layout.chunks().map(state).collect();
     let segment = Segment { author: peer(1), from: ChunkIndex::FIRST, states, signature: Signature([0; 64]) };
     let digest = digest();

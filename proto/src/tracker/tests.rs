@@ -27,7 +27,7 @@ fn digest() -> Digest {
 }
 
 fn join(standing: Standing) -> Join {
-    Join { digest: digest(), have: 0, standing, place: Place::default(), lease: None }
+    Join { digest: digest(), have: 0, standing, place: Place::default(), lease: None, accused: None, burden: 0 }
 }
 
 /// The join of a holder that has so much, and lacks a lot.

@@ -81,14 +81,29 @@ fn join() -> impl Strategy<Value = Message> {
         prop_oneof![Just(Standing::Fetching), Just(Standing::Starved), Just(Standing::Complete), Just(Standing::Shut)];
     let held = (epoch(), scope(), any::<u64>(), any::<u32>(), any::<u8>())
         .prop_map(|(epoch, scope, bytes, left, streams)| Held { epoch, scope, bytes, left, streams });
-    (digest(), 0..=65_536_u32, standing, place(), proptest::option::of(held))
-        .prop_map(|(digest, have, standing, place, lease)| Message::Join(Join { digest, have, standing, place, lease }))
+    let accused = proptest::option::of(peer());
+    (digest(), 0..=65_536_u32, standing, place(), proptest::option::of(held), accused, any::<u8>()).prop_map(
+        |(digest, have, standing, place, lease, accused, burden)| {
+            Message::Join(Join { digest, have, standing, place, lease, accused, burden })
+        },
+    )
+}
+
+fn peer() -> impl Strategy<Value = PeerId> {
+    any::<[u8; 32]>().prop_map(PeerId)
+}
+
+fn ends() -> impl Strategy<Value = Ends> {
+    let state = || any::<[u8; 32]>().prop_map(State);
+    (state(), proptest::option::of(state())).prop_map(|(before, after)| Ends { before, after })
 }
 
 fn joined() -> impl Strategy<Value = Message> {
     let grant = (epoch(), scope()).prop_map(|(epoch, scope)| Grant { epoch, scope });
-    (digest(), contacts(), proptest::option::of(grant), any::<bool>())
-        .prop_map(|(digest, peers, lease, served)| Message::Joined { digest, peers, lease, served })
+    let sources = vec(peer(), 0..=SOURCES_MAX);
+    (digest(), contacts(), proptest::option::of(grant), any::<bool>(), sources).prop_map(
+        |(digest, peers, lease, served, sources)| Message::Joined { digest, peers, lease, served, sources },
+    )
 }
 
 fn contacts() -> impl Strategy<Value = Vec<Contact>> {
@@ -128,10 +143,10 @@ proptest! {
     }
 
     #[test]
-    fn hello_and_ask_survive_their_frames(proof in any::<[u8; 32]>(), place in place(), digest in digest(), chunk in chunk()) {
+    fn hello_and_ask_survive_their_frames(proof in any::<[u8; 32]>(), place in place(), digest in digest(), chunk in chunk(), ends in ends()) {
         let hello = Hello { version: VERSION, proof, place };
         prop_assert_eq!(decode_hello(body(&encode_hello(&hello))), Ok(hello));
-        let ask = Ask { digest, chunk };
+        let ask = Ask { digest, chunk, ends };
         prop_assert_eq!(decode_ask(body(&encode_ask(&ask))), Ok(ask));
     }
 
@@ -200,12 +215,15 @@ fn samples() -> Vec<Message> {
             standing: Standing::Starved,
             place: Place { zone: 0x0403_0201, rack: 9 },
             lease: Some(Held { epoch: Epoch(7), scope: Scope::Zone, bytes: 1 << 40, left: 3, streams: 2 }),
+            accused: Some(PeerId([0xdd; 32])),
+            burden: 4,
         }),
         Message::Joined {
             digest,
             peers: vec![contact_at("10.0.0.1:5051"), contact_at("[fd00::1]:5051")],
             lease: Some(Grant { epoch: Epoch(7), scope: Scope::Origin }),
             served: true,
+            sources: vec![PeerId([0xdd; 32])],
         },
         Message::Revoked { digest, epoch: Epoch(7) },
         Message::Leave { digest: Digest::sha512([0xbb; 64]) },
@@ -308,11 +326,18 @@ fn counts_and_places_beyond_the_limits_are_refused() {
     let beyond = Layout::SIZE_MAX + 1;
     let have = |size, count| Message::Have { digest, size, chunks: ChunkSet::empty(count) };
     let subscribe = |at| Message::Subscribe { digest, frontier: ChunkIndex(at) };
-    let join =
-        |have| Message::Join(Join { digest, have, standing: Standing::Complete, place: Place::default(), lease: None });
+    let join = |have| {
+        let (standing, place) = (Standing::Complete, Place::default());
+        Message::Join(Join { digest, have, standing, place, lease: None, accused: None, burden: 0 })
+    };
+    let joined = |peers, sources| {
+        let sources = vec![PeerId([0; 32]); sources];
+        Message::Joined { digest, peers, lease: None, served: false, sources }
+    };
     let many = || vec![contact_at("1.2.3.4:5"); CONTACTS_MAX + 1];
     for (message, expected) in [
-        (Message::Joined { digest, peers: many(), lease: None, served: false }, "too many contacts"),
+        (joined(many(), 0), "too many contacts"),
+        (joined(Vec::new(), SOURCES_MAX + 1), "too many holders"),
         (Message::Peers { digest, peers: many() }, "too many contacts"),
         (Message::Fresh { digest, chunks: vec![ChunkIndex(0); GOT_CHUNKS_MAX + 1] }, "too many chunks"),
         (Message::Got { digest, chunks: vec![ChunkIndex(0); GOT_CHUNKS_MAX + 1] }, "too many chunks"),
@@ -353,7 +378,7 @@ fn a_hello_of_another_version_is_named_as_such_whatever_follows() {
     assert_eq!(decode_hello(&[1]), Err(WireError::Version(1)));
     let hello = Hello { version: 77, proof: [0; 32], place: Place::default() };
     assert_eq!(decode_hello(body(&encode_hello(&hello))), Err(WireError::Version(77)));
-    assert_eq!(decode_hello(&[2]), Err(WireError::Truncated));
+    assert_eq!(decode_hello(&[VERSION as u8]), Err(WireError::Truncated));
 }
 
 #[test]
@@ -371,7 +396,13 @@ fn the_largest_messages_fit_into_a_frame() {
     for message in [
         Message::Have { digest, size, chunks: ChunkSet::full(count) },
         Message::Got { digest, chunks: vec![ChunkIndex(count - 1); GOT_CHUNKS_MAX] },
-        Message::Joined { digest, peers: vec![contact_at("[ff::ff]:65535"); CONTACTS_MAX], lease: None, served: true },
+        Message::Joined {
+            digest,
+            peers: vec![contact_at("[ff::ff]:65535"); CONTACTS_MAX],
+            lease: None,
+            served: true,
+            sources: vec![PeerId([0xff; 32]); SOURCES_MAX],
+        },
         Message::Segment { digest, size, segment: Arc::new(segment) },
         Message::Peers { digest, peers: vec![contact_at("[ff::ff]:65535"); CONTACTS_MAX] },
     ] {
@@ -387,12 +418,12 @@ fn hex(bytes: &[u8]) -> String {
 #[test]
 fn the_encoding_stays_as_it_is() {
     let aa = "aa".repeat(32);
-    let cc = "cc".repeat(32);
+    let (cc, dd) = ("cc".repeat(32), "dd".repeat(32));
     let (one, two, ee) = ("11".repeat(32), "22".repeat(32), "ee".repeat(64));
     let ipv6 = format!("fd{}01", "00".repeat(14));
     let golden = [
-        format!("0000{aa}fb2c0101fc0102030409010701fd00000000000100000302"),
-        format!("0100{aa}02{cc}000a000001fbbb13{cc}01{ipv6}fbbb1301070001"),
+        format!("0000{aa}fb2c0101fc0102030409010701fd0000000000010000030201{dd}04"),
+        format!("0100{aa}02{cc}000a000001fbbb13{cc}01{ipv6}fbbb130107000101{dd}"),
         format!("0200{aa}07"),
         format!("0301{}", "bb".repeat(64)),
         format!("0400{aa}05"),
@@ -409,7 +440,8 @@ fn the_encoding_stays_as_it_is() {
         assert_eq!(hex(body(&encode_message(message))), golden, "{message:?}");
     }
     let hello = Hello { version: VERSION, proof: [0x55; 32], place: Place { zone: 0x0403_0201, rack: 9 } };
-    assert_eq!(hex(&encode_hello(&hello)), format!("2700000002{}fc0102030409", "55".repeat(32)));
-    let ask = Ask { digest: sha256(0xaa), chunk: ChunkIndex(251) };
-    assert_eq!(hex(&encode_ask(&ask)), format!("2400000000{aa}fbfb00"));
+    assert_eq!(hex(&encode_hello(&hello)), format!("2700000003{}fc0102030409", "55".repeat(32)));
+    let ends = Ends { before: State([0x11; 32]), after: Some(State([0x22; 32])) };
+    let ask = Ask { digest: sha256(0xaa), chunk: ChunkIndex(251), ends };
+    assert_eq!(hex(&encode_ask(&ask)), format!("6500000000{aa}fbfb00{one}01{two}"));
 }

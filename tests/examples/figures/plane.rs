@@ -13,6 +13,7 @@ use shoal_daemon::{
     secret::Secret,
 };
 use shoal_proto::{
+    chain::{Ends, State},
     chunk::{ChunkIndex, Layout},
     digest::Digest,
     peer::Contact,
@@ -55,7 +56,8 @@ pub(crate) async fn sample(size: u64) -> Result<Sample, Failure> {
         let slot = timeout(DEADLINE, Arc::clone(&slots).acquire_owned()).await??;
         let (plane, peer, chunk) = (client.0.clone(), server.1, ChunkIndex(number));
         tokio::spawn(async move {
-            let ask = Ask { digest: Digest::sha256([1; 32]), chunk };
+            let ends = Ends { before: State::INITIAL, after: None };
+            let ask = Ask { digest: Digest::sha256([1; 32]), chunk, ends };
             match plane.pull(peer, ask, layout.len(chunk), DEADLINE).await {
                 Ok(_) => drop(slot),
                 // No more chunks are asked for, and the measurement runs into its deadline.

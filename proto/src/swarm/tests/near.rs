@@ -46,7 +46,8 @@ impl Rig {
         self.tell(Input::Located { digest: digest(), trackers: vec![contact(3)] });
         self.tell(Input::Connected { peer: peer(3), place: Place { zone, rack: 3 } });
         let lease = Some(Grant { epoch: Epoch(1), scope: Scope::Zone });
-        self.hear(3, Message::Joined { digest: digest(), peers: Vec::new(), lease, served: true });
+        let (peers, sources) = (Vec::new(), vec![peer(1), peer(2), peer(3)]);
+        self.hear(3, Message::Joined { digest: digest(), peers, lease, served: true, sources });
     }
 
     fn wait(&mut self, time: Duration) -> Vec<Output> {

@@ -51,7 +51,8 @@ impl Node {
     }
 
     fn hear(&mut self, peer: PeerId, lease: Option<Grant>) {
-        let message = Message::Joined { digest: digest(), peers: Vec::new(), lease, served: lease.is_none() };
+        let (peers, sources) = (Vec::new(), Vec::new());
+        let message = Message::Joined { digest: digest(), peers, lease, served: lease.is_none(), sources };
         self.handle(Input::Received { peer, message });
     }
 
