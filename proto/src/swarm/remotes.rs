@@ -17,6 +17,8 @@ use crate::{
 
 /// A peer whose pulls take so many times longer than the others' is asked only for what nobody else has.
 const SLOW: u32 = 4;
+/// A peer that was busy so often, in twos, is asked no more rarely.
+const REFUSALS_MAX: u8 = 4;
 
 /// A peer in one fetch.
 #[derive(Debug)]
@@ -50,6 +52,8 @@ pub(super) struct Remote {
     pub(super) heard: Time,
     /// When it may be asked again, while it rests.
     pub(super) rests_until: Time,
+    /// How often it was busy since the last good pull.
+    pub(super) refusals: u8,
     /// Failures since the last good pull.
     pub(super) strikes: u8,
     /// Chunks that it did not have although it said so, or that did not verify, less those that were good.
@@ -216,11 +220,15 @@ impl Remotes {
             Verdict::Good => {
                 (remote.strikes, remote.heard) = (0, now);
                 remote.lies = remote.lies.saturating_sub(1);
+                remote.refusals = 0;
                 self.resting.remove(slot);
             }
             Verdict::Busy => {
                 remote.heard = now;
+                // Twice as long after each refusal: where all slots are taken, asking again and again helps nobody.
                 let pause = (usual / 2).clamp(Duration::from_millis(2), Duration::from_millis(500));
+                let pause = pause * (1 << (remote.refusals / 2).min(REFUSALS_MAX));
+                remote.refusals = remote.refusals.saturating_add(1);
                 self.rest(slot, now + pause.mul_f64(rng.random_range(0.5..1.5)));
             }
             Verdict::Link => {
@@ -256,6 +264,7 @@ impl Remote {
             pace: Duration::ZERO,
             heard: Time::ZERO,
             rests_until: Time::ZERO,
+            refusals: 0,
             strikes: 0,
             lies: 0,
             corrupt: 0,

@@ -37,6 +37,8 @@ pub(super) struct Tracking {
     told_lease: bool,
     state: State,
     holders_known: bool,
+    /// Holders that were not asked yet.
+    spare: Vec<Contact>,
     /// When a tracker last said that somebody else has or gets the blob; none since it said the contrary.
     assured: Option<Time>,
     /// Holders of the origin's lease that trackers named.
@@ -52,6 +54,10 @@ pub(super) struct Tracking {
 /// So long after streams began or ended the trackers of the other blobs hear of it: most often several do at once.
 const HASTE: Duration = Duration::from_millis(10);
 
+/// Holders of the whole blob that are asked beside the peers that the tracker names.
+const HOLDERS: usize = 2;
+/// Peers that a tracker names, with fewer of which the other holders are asked too.
+const FEW: usize = 6;
 /// Holders that are remembered.
 const NAMED_MAX: usize = 64;
 /// Shortest time between two questions to the tracker out of turn.
@@ -182,9 +188,24 @@ impl Fetch {
         self.join(cx);
     }
 
-    pub(super) fn holders(&mut self, cx: &mut Context<'_>, holders: Vec<Contact>) {
+    /// The DHT names holders: always the same few, so that they are left alone as far as the tracker names others.
+    pub(super) fn holders(&mut self, cx: &mut Context<'_>, mut holders: Vec<Contact>) {
         self.tracking.holders_known = true;
-        for contact in holders {
+        for at in (1..holders.len()).rev() {
+            holders.swap(at, cx.rng.random_range(0..=at));
+        }
+        for contact in holders.drain(..HOLDERS.min(holders.len())) {
+            self.meet(cx, contact);
+        }
+        self.tracking.spare = holders;
+        if !matches!(self.tracking.state, State::Locating { .. } | State::Joining { .. }) && !self.tracking.is_served() {
+            self.meet_spare(cx);
+        }
+    }
+
+    /// Nobody names anybody else: all holders that the DHT knows are asked.
+    fn meet_spare(&mut self, cx: &mut Context<'_>) {
+        for contact in std::mem::take(&mut self.tracking.spare) {
             self.meet(cx, contact);
         }
     }
@@ -227,6 +248,7 @@ impl Fetch {
     }
 
     fn fall_back(&mut self, cx: &mut Context<'_>) {
+        self.meet_spare(cx);
         let due = cx.now + fallback_wait(cx);
         self.tracking.state = State::Fallback { due };
     }
@@ -385,6 +407,9 @@ impl Fetch {
         // Behind the lease, since whoever imports has room for more.
         for contact in peers.iter().take(named) {
             self.meet(cx, *contact);
+        }
+        if self.remotes.subscribed.len() < FEW {
+            self.meet_spare(cx);
         }
     }
 
