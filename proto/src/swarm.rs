@@ -37,6 +37,7 @@ mod slots;
 #[cfg(test)]
 mod tests;
 mod track;
+mod width;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -208,7 +209,7 @@ impl Swarm {
                 let (fetches, uploads, mut cx) = self.parts(now, out);
                 let stock =
                     fetches.get_mut(&digest).map_or(Stock::Missing, |fetch| fetch.asked(&cx, peer, chunk, ends));
-                let crowded = uploads.asked(&mut cx, ask, Upload { peer, digest, chunk }, stock);
+                let crowded = uploads.asked(&mut cx, ask, Upload { peer, digest, chunk, since: now }, stock);
                 if let Some(fetch) = fetches.get_mut(&digest).filter(|_| crowded) {
                     fetch.suggest(&mut cx, peer);
                 }

@@ -63,7 +63,7 @@ fn prepared(blob: &Blob, out: &mut Vec<Output>) -> Swarm {
     for id in 1..=PEERS {
         swarm.handle(Time::ZERO, Input::Connected { peer: peer(id), place: Place::default() }, out);
     }
-    swarm.handle(Time::ZERO, Input::Located { digest, trackers: vec![holders[0]] }, out);
+    swarm.handle(Time::ZERO, Input::Located { digest, trackers: vec![holders[0]], known: Vec::new() }, out);
     let joined = Message::Joined { digest, peers: Vec::new(), lease: None, served: true, sources: vec![peer(1)] };
     swarm.handle(Time::ZERO, Input::Received { peer: peer(1), message: joined }, out);
     swarm.handle(Time::ZERO, Input::Holders { digest, holders }, out);

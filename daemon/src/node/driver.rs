@@ -111,7 +111,7 @@ pub(super) struct Driver {
     pub(super) runs: HashMap<RunId, Stream>,
     pub(super) asks: HashMap<AskId, Asked>,
     /// Where connected peers are, for trackers to hand out.
-    contacts: HashMap<PeerId, Contact>,
+    pub(super) contacts: HashMap<PeerId, Contact>,
     opening: HashMap<Digest, Vec<Waiting>>,
     pub(super) facts: mpsc::Sender<Fact>,
     pub(super) facts_in: mpsc::Receiver<Fact>,

@@ -7,6 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use rand::seq::IteratorRandom;
 use shoal_proto::{
     chain::{Expected, LinkEnd, State},
     chunk::{ChunkIndex, Layout},
@@ -38,6 +39,9 @@ const PULL_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Time between two savings of a partial blob's claim: what arrived since the last one is lost in a crash.
 const SAVE_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Connected peers that a fetch gets to know where the DHT names no trackers.
+const KNOWN_MAX: usize = 20;
 
 impl Driver {
     pub(super) fn obey(&mut self, order: Output) {
@@ -88,6 +92,7 @@ impl Driver {
 
     fn locate(&self, digest: Digest) {
         let (parts, facts) = (Arc::clone(&self.parts), self.facts.clone());
+        let known = self.contacts.values().copied().sample(&mut rand::rng(), KNOWN_MAX);
         self.tasks.spawn(async move {
             let key = parts.secret.blob_key(&digest);
             let trackers = async {
@@ -95,7 +100,7 @@ impl Driver {
                 if trackers.iter().all(|tracker| tracker.peer == parts.identity.peer()) {
                     trackers = parts.rendezvous.trackers(&parts.plane, &digest).await;
                 }
-                facts.send(Fact::Swarm(Input::Located { digest, trackers })).await.ok();
+                facts.send(Fact::Swarm(Input::Located { digest, trackers, known })).await.ok();
             };
             let holders = async {
                 let holders = parts.dht.holders(key).await;

@@ -43,8 +43,8 @@ pub(super) struct Connections {
     all_before: f64,
     /// How long the origin took to answer at most.
     latency: Duration,
-    /// Looks at the upload slots during a measurement, and the sum of what was seen.
-    looks: (u32, f64),
+    /// Looks at the uploads during a measurement, and how often there were any.
+    looks: (u32, u32),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -69,12 +69,9 @@ pub(super) struct Intake {
     pub(super) remaining: Option<u64>,
     /// Bytes that come in at once, as one chunk.
     pub(super) grain: u64,
-    /// The share of this node's upload slots that are taken.
-    pub(super) uploads: f64,
+    /// This node uploads something at this moment.
+    pub(super) uploads: bool,
 }
-
-/// From this share on, on average, the uplink has as much to do as it can: whatever came in faster would only wait there.
-const BUSY: f64 = 0.35;
 
 /// A measurement takes so many chunks at least.
 const GRAINS: u64 = 4;
@@ -85,7 +82,7 @@ const LOOK: Duration = Duration::from_millis(25);
 
 impl Default for Connections {
     fn default() -> Self {
-        Self { wanted: 1, phase: Phase::Opening, trying: false, before: 0.0, all_before: 0.0, latency: Duration::ZERO, looks: (0, 0.0) }
+        Self { wanted: 1, phase: Phase::Opening, trying: false, before: 0.0, all_before: 0.0, latency: Duration::ZERO, looks: (0, 0) }
     }
 }
 
@@ -115,12 +112,12 @@ impl Connections {
     /// The number of connections to have now.
     pub(super) fn wanted(&mut self, now: Time, intake: Intake) -> usize {
         let Intake { bytes, all, uploads, .. } = intake;
-        self.looks = (self.looks.0 + 1, self.looks.1 + uploads);
+        self.looks = (self.looks.0 + 1, self.looks.1 + u32::from(uploads));
         match self.phase {
             Phase::Opening if bytes > 0 => self.phase = Phase::Settling { until: now + SETTLE_MIN },
             Phase::Settling { until } if until <= now => {
                 self.phase = Phase::Measuring { since: now, bytes, all };
-                self.looks = (1, uploads);
+                self.looks = (1, u32::from(uploads));
             }
             Phase::Measuring { since, bytes: before, all: all_before } if since + self.measure() <= now => {
                 let (came, all_came) = (bytes.saturating_sub(before), all.saturating_sub(all_before));
@@ -146,8 +143,9 @@ impl Connections {
         }
         (self.before, self.all_before) = (rate, all);
         let left = intake.remaining.map_or(0.0, |remaining| remaining as f64 / rate.max(1.0));
-        let (looks, taken) = self.looks;
-        let busy = taken > BUSY * f64::from(looks);
+        // An uplink that is in use most of the time has as much to do as it can: whatever came in faster would only wait there.
+        let (looks, uploads) = self.looks;
+        let busy = uploads * 2 > looks;
         let worth = left > WORTH.as_secs_f64() && !busy;
         if self.wanted < CONNECTIONS_MAX && worth && rate > RATE_MIN * self.wanted as f64 {
             self.wanted *= 2;
@@ -189,7 +187,7 @@ mod tests {
                 all: (bytes + other) as u64,
                 remaining: Some(u64::MAX),
                 grain: 1_000_000,
-                uploads: 0.0,
+                uploads: false,
             };
             open = connections.wanted(now, intake);
             now = now + Duration::from_millis(10);
@@ -226,7 +224,7 @@ mod tests {
         for step in 0..500_u64 {
             let bytes = step * 1_000_000;
             let remaining = Some(100_000_000);
-            let intake = Intake { bytes, all: bytes, remaining, grain: 1_000_000, uploads: 0.0 };
+            let intake = Intake { bytes, all: bytes, remaining, grain: 1_000_000, uploads: false };
             open = connections.wanted(now, intake);
             now = now + Duration::from_millis(10);
         }

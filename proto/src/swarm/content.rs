@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use super::{PullId, news::News, offers::Offers, release::Releases, sign::Signing, slots::Slot};
+use super::{PullId, news::News, offers::Offers, release::Releases, sign::Signing, slots::Slot, width::Width};
 use crate::{
     chain::Chain,
     chunk::{ChunkIndex, ChunkSet, Layout},
@@ -14,8 +14,6 @@ use crate::{
 
 /// A pull counts as lost after so many times what pulls take.
 pub(super) const PULL_PATIENCE: u32 = 6;
-/// Pulls that take longer than this are too many at once.
-pub(super) const PULL_TIME_AIM: Duration = Duration::from_secs(1);
 /// What pulls are taken to take at most.
 pub(super) const PULL_TIME_MAX: Duration = Duration::from_secs(20);
 /// After so many times what pulls take, one is asked of a second peer too.
@@ -53,6 +51,8 @@ pub(super) struct Content {
     pub(super) supplied: bool,
     /// Moving average of how long a good pull takes.
     pub(super) pull_time: Duration,
+    /// How many pulls fit.
+    width: Width,
     pub(super) releases: Releases,
     pub(super) news: News,
 }
@@ -88,6 +88,7 @@ impl Content {
             common_pulls: 0,
             supplied: false,
             pull_time: Duration::ZERO,
+            width: Width::default(),
             releases: Releases::default(),
             news: News::default(),
         }
@@ -194,9 +195,11 @@ impl Content {
         Some(dropped)
     }
 
-    pub(super) fn note_time(&mut self, took: Duration) {
+    /// A good pull took so long while so many were out.
+    pub(super) fn note_time(&mut self, took: Duration, at_once: usize) {
         self.supplied = true;
         self.pull_time = average(self.pull_time, took);
+        self.width.note(took, at_once);
     }
 
     /// A pull that was given up may just be slow, and the next ones with it: give them more time.
@@ -209,11 +212,7 @@ impl Content {
     pub(super) fn pulls_max(&self, limits: &Limits) -> usize {
         let room = (limits.pull_bytes_max / self.layout().chunk_bytes()).max(2) as usize;
         let most = limits.pulls_max.min(room);
-        if self.pull_time <= PULL_TIME_AIM {
-            return most;
-        }
-        let share = PULL_TIME_AIM.as_secs_f64() / self.pull_time.as_secs_f64();
-        ((most as f64 * share) as usize).clamp(2.min(most), most)
+        self.width.at_once(most)
     }
 
     /// When a pull counts as lost.

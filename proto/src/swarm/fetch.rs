@@ -187,7 +187,7 @@ impl Fetch {
 
     pub(super) fn handle(&mut self, cx: &mut Context<'_>, input: Input) {
         match input {
-            Input::Located { trackers, .. } => self.located(cx, trackers),
+            Input::Located { trackers, known, .. } => self.located(cx, trackers, known),
             Input::Holders { holders, .. } => self.holders(cx, holders),
             Input::Pulled { pull, verdict, .. } => self.pulled(cx, pull, verdict),
             Input::OriginOpened { run, size, .. } => self.origin_opened(cx, run, size),

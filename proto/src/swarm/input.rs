@@ -57,6 +57,8 @@ pub enum Input {
         digest: Digest,
         /// Its trackers.
         trackers: Vec<Contact>,
+        /// Other nodes that this node knows by itself. Where there are no trackers, they may want or have the blob too.
+        known: Vec<Contact>,
     },
     /// The DHT's other answer to [`Output::Locate`](super::Output::Locate): nodes that announced the whole blob. Comes once, perhaps empty.
     Holders {

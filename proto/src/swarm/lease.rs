@@ -212,7 +212,7 @@ impl Fetch {
             all: cx.links.bytes_in,
             remaining: self.content.as_ref().map(|content| u64::from(content.missing()) * chunk_bytes),
             grain: chunk_bytes,
-            uploads: cx.links.uploads as f64 / cx.limits.uploads_max as f64,
+            uploads: cx.links.uploads > 0,
         };
         let wanted = lease.connections.wanted(cx.now, intake);
         let ahead = lease.connections.ahead(chunk_bytes);
@@ -322,7 +322,7 @@ impl Fetch {
             }
         }
         let ending = self.lease.as_ref().is_some_and(|lease| lease.ending);
-        if ending {
+        if ending || self.is_elsewhere(chunk.next()) && self.yields(cx) {
             self.give_back(cx);
         } else if over || self.is_elsewhere(chunk.next()) {
             self.end_run(cx, id);
@@ -337,6 +337,12 @@ impl Fetch {
                 && !greedy
                 && (content.have.contains(chunk) || content.offers.is_held(chunk))
         })
+    }
+
+    /// Several nodes may have gone to the origin when no tracker answered. Where one meets what another has brought, it
+    /// gives way as often as not.
+    fn yields(&self, cx: &mut Context<'_>) -> bool {
+        self.lease.as_ref().is_some_and(Lease::is_untracked) && cx.rng.random_bool(0.5)
     }
 
     fn end_run(&mut self, cx: &mut Context<'_>, id: RunId) {

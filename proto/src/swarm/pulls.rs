@@ -137,7 +137,7 @@ impl Fetch {
 
     fn pulled_well(&mut self, cx: &mut Context<'_>, pull: &Pull, took: Duration) {
         let Some(content) = &mut self.content else { return };
-        content.note_time(took);
+        content.note_time(took, cx.links.pulls + 1);
         cx.links.bytes_in += content.layout().len(pull.chunk);
         cx.links.pace.pulled(content.layout().len(pull.chunk), took);
         let pace = average(self.remotes[pull.peer].pace, took);

@@ -27,6 +27,8 @@ use crate::{
 
 /// A release counts as lost after so many times what it usually takes until somebody says that it has the chunk.
 const PATIENCE: u32 = 8;
+/// What it is taken to take at most.
+const PACE_MAX: Duration = Duration::from_secs(10);
 /// But not before this.
 const TIMEOUT_MIN: Duration = Duration::from_millis(400);
 
@@ -115,8 +117,7 @@ impl Releases {
     }
 
     fn timeout(&self, limits: &Limits) -> Duration {
-        let usual = if self.pace.is_zero() { limits.release_timeout } else { self.pace * PATIENCE };
-        usual.max(TIMEOUT_MIN).min(limits.release_timeout)
+        if self.pace.is_zero() { limits.release_timeout } else { (self.pace * PATIENCE).max(TIMEOUT_MIN) }
     }
 
     pub(super) fn deadline(&self, limits: &Limits) -> Option<Time> {
@@ -129,7 +130,12 @@ impl Releases {
 
     fn expire(&mut self, now: Time, limits: &Limits) {
         let timeout = self.timeout(limits);
-        self.idle = self.idle | self.take_back(|_, since| since + timeout <= now);
+        let late = self.take_back(|_, since| since + timeout <= now);
+        if !late.is_empty() {
+            self.idle = self.idle | late;
+            // It may just be slow, and the others with it.
+            self.pace = self.pace.max(timeout / PATIENCE * 2).min(PACE_MAX);
+        }
     }
 
     fn pending_at(&self, peer: Slot) -> usize {

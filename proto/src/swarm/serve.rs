@@ -2,14 +2,16 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::{AskId, Context, Output, fetch::Fetch};
-use crate::{chain::Ends, chunk::ChunkIndex, digest::Digest, peer::PeerId, wire::Answer};
+use super::{AskId, Context, Output, fetch::Fetch, width::Width};
+use crate::{chain::Ends, chunk::ChunkIndex, digest::Digest, peer::PeerId, time::Time, wire::Answer};
 
 /// What is being uploaded and what waits.
 #[derive(Debug, Default)]
 pub(super) struct Uploads {
     active: BTreeMap<AskId, Upload>,
     waiting: VecDeque<(AskId, Upload)>,
+    /// How many fit.
+    width: Width,
 }
 
 /// A chunk that a peer asked for.
@@ -18,6 +20,8 @@ pub(super) struct Upload {
     pub(super) peer: PeerId,
     pub(super) digest: Digest,
     pub(super) chunk: ChunkIndex,
+    /// When it began.
+    pub(super) since: Time,
 }
 
 /// Whether a chunk that is asked for can be sent.
@@ -39,9 +43,10 @@ impl Uploads {
             cx.out.push(Output::Refuse { ask, answer: Answer::Missing });
             return false;
         }
-        let hogs = stock == Stock::Here && self.hogs(upload.peer, cx.limits.uploads_max);
+        let most = self.width.at_once(cx.limits.uploads_max);
+        let hogs = stock == Stock::Here && self.hogs(upload.peer, most);
         let room = if stock == Stock::Fresh { cx.limits.releases_max } else { cx.limits.asks_waiting_max };
-        if !hogs && self.active.len() < cx.limits.uploads_max {
+        if !hogs && self.active.len() < most {
             self.active.insert(ask, upload);
             cx.links.uploads = self.active.len();
             cx.out.push(Output::Serve { ask });
@@ -72,9 +77,13 @@ impl Uploads {
             self.waiting.retain(|(waiting, _)| *waiting != ask);
             return None;
         };
-        while let Some((next, upload)) = self.waiting.pop_front() {
+        self.width.note(cx.now.since(done.since), self.active.len() + 1);
+        let most = self.width.at_once(cx.limits.uploads_max);
+        while self.active.len() < most
+            && let Some((next, upload)) = self.waiting.pop_front()
+        {
             if is_here(&upload) {
-                self.active.insert(next, upload);
+                self.active.insert(next, Upload { since: cx.now, ..upload });
                 cx.out.push(Output::Serve { ask: next });
                 break;
             }

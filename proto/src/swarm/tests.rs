@@ -238,7 +238,7 @@ impl World {
         match order {
             Output::Locate { digest } => {
                 let trackers = self.trackers.iter().map(|node| contact(*node)).collect();
-                self.push(HOP, Event::Swarm(at, Input::Located { digest, trackers }));
+                self.push(HOP, Event::Swarm(at, Input::Located { digest, trackers, known: Vec::new() }));
                 self.push(HOP, Event::Swarm(at, Input::Holders { digest, holders: Vec::new() }));
             }
             Output::Dial { contact } => {

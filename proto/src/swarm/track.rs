@@ -165,7 +165,7 @@ impl Tracking {
 }
 
 impl Fetch {
-    pub(super) fn located(&mut self, cx: &mut Context<'_>, mut trackers: Vec<Contact>) {
+    pub(super) fn located(&mut self, cx: &mut Context<'_>, mut trackers: Vec<Contact>, known: Vec<Contact>) {
         trackers.retain(|contact| !self.claims.is_banned(contact.peer));
         trackers.truncate(cx.limits.trackers_max);
         if !self.is_fetching() {
@@ -185,6 +185,9 @@ impl Fetch {
             .and_then(|at| trackers.get(at))
             .map(|contact| contact.peer);
         self.tracking.trackers = trackers;
+        if self.tracking.trackers.is_empty() {
+            self.tracking.spare.extend(known);
+        }
         self.join(cx);
     }
 
@@ -257,7 +260,7 @@ impl Fetch {
         let have = self.content.as_ref().map_or(0, |content| content.have.len());
         let left = self.content.as_ref().map_or(u32::MAX, |content| content.missing());
         let lease = self.lease.as_ref().and_then(Lease::report).map(|held| Held { left, ..held });
-        let (standing, accused, burden) = (self.standing(), self.claims.accused(), self.burden(cx));
+        let (standing, accused, burden) = (self.standing(cx.now), self.claims.accused(), self.burden(cx));
         let join = Join { digest: self.digest, have, standing, place: cx.place, lease, accused, burden };
         cx.send(tracker, Message::Join(join));
     }
@@ -276,7 +279,7 @@ impl Fetch {
         }
     }
 
-    fn standing(&self) -> Standing {
+    fn standing(&self, now: Time) -> Standing {
         if !self.is_fetching() {
             return Standing::Complete;
         }
@@ -284,7 +287,9 @@ impl Fetch {
             return Standing::Shut;
         }
         let supplied = self.content.as_ref().is_some_and(|content| {
-            !content.pulls.is_empty() || content.have.missing().any(|chunk| content.offers.is_held(chunk))
+            // Between two chunks there may be nothing to ask for, for as long as chunks take here.
+            let flows = !content.have.is_empty() && self.progressed + content.pull_time * 3 > now;
+            flows || !content.pulls.is_empty() || content.have.missing().any(|chunk| content.offers.is_held(chunk))
         });
         if supplied { Standing::Fetching } else { Standing::Starved }
     }

@@ -4,31 +4,31 @@ use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 use shoal_proto::{
     digest::Digest,
-    peer::{Contact, PeerId},
+    peer::Contact,
     swarm::Input,
     time::Time,
 };
 
 use super::{Event, World};
-use crate::{dht::closest, node::mix};
+use crate::node::{contact, mix};
 
 impl World {
     /// A node asks for the trackers and holders of a layer.
     pub(super) fn locate(&mut self, node: usize, digest: Digest) {
         let out = self.plan.dht.outage_until(self.now.since(Time::ZERO)).is_some();
-        let (trackers, holders) = if out {
-            (self.known(node, &digest), Vec::new())
+        let (trackers, holders, known) = if out {
+            (Vec::new(), Vec::new(), self.known(node))
         } else {
             let holders = self.dht.holders(self.blob(&digest), self.nodes[node].peer);
-            (self.dht.trackers(&digest, self.plan.dht.trackers), holders)
+            (self.dht.trackers(&digest, self.plan.dht.trackers), holders, Vec::new())
         };
         let wait = self.plan.dht.locate.0;
-        self.push(wait, Event::Swarm(node, Input::Located { digest, trackers }));
+        self.push(wait, Event::Swarm(node, Input::Located { digest, trackers, known }));
         self.push(wait, Event::Swarm(node, Input::Holders { digest, holders }));
     }
 
-    /// Those closest to a digest of the few nodes that a node knows by itself.
-    fn known(&self, node: usize, digest: &Digest) -> Vec<Contact> {
+    /// The few nodes that a node knows by itself.
+    fn known(&self, node: usize) -> Vec<Contact> {
         let others = self.nodes.len() - 1;
         let mut rng = Pcg64Mcg::seed_from_u64(mix(self.plan.seed ^ 0x7ab1e, node as u64));
         let mut known: Vec<usize> = Vec::new();
@@ -39,8 +39,7 @@ impl World {
                 known.push(other);
             }
         }
-        let peers: Vec<PeerId> = known.into_iter().map(|other| self.nodes[other].peer).collect();
-        closest(peers, digest, self.plan.dht.trackers)
+        known.into_iter().map(|other| contact(self.nodes[other].peer)).collect()
     }
 
     /// A node tells that it holds a layer.
@@ -69,7 +68,9 @@ mod tests {
         let (mut trackers, mut holders) = (Vec::new(), None);
         while holders.is_none() {
             match world.queue.pop().unwrap().1.1 {
-                Event::Swarm(_, Input::Located { trackers: named, .. }) => trackers = number(named),
+                Event::Swarm(_, Input::Located { trackers: named, known, .. }) => {
+                    trackers = number(if named.is_empty() { known } else { named });
+                }
                 Event::Swarm(_, Input::Holders { holders: named, .. }) => holders = Some(number(named)),
                 _ => {}
             }
@@ -86,7 +87,7 @@ mod tests {
         assert_eq!((trackers.len(), found(&mut up, 2).0), (3, trackers));
         assert!(holders.len() >= 4);
         let ((known, none), (others, _)) = (found(&mut out, 1), found(&mut out, 2));
-        assert_eq!((known.len(), others.len(), none), (3, 3, Vec::new()));
+        assert_eq!((known.len(), others.len(), none), (5, 5, Vec::new()));
         assert!(!known.contains(&1) && known != others, "{known:?} {others:?}");
         assert_eq!(found(&mut out, 1).0, known);
     }

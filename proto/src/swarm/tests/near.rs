@@ -43,7 +43,7 @@ impl Rig {
 
     /// A tracker, node 3 of the own zone, gives the lease to import.
     fn lease(&mut self, zone: u32) {
-        self.tell(Input::Located { digest: digest(), trackers: vec![contact(3)] });
+        self.tell(Input::Located { digest: digest(), trackers: vec![contact(3)], known: Vec::new() });
         self.tell(Input::Connected { peer: peer(3), place: Place { zone, rack: 3 } });
         let lease = Some(Grant { epoch: Epoch(1), scope: Scope::Zone });
         let (peers, sources) = (Vec::new(), vec![peer(1), peer(2), peer(3)]);

@@ -32,7 +32,7 @@ impl Node {
         node.handle(Input::Wanted { digest: digest(), restored: None });
         node.handle(Input::Holders { digest: digest(), holders: Vec::new() });
         node.out.clear();
-        node.handle(Input::Located { digest: digest(), trackers: (1..=4).map(tracker).collect() });
+        node.handle(Input::Located { digest: digest(), trackers: (1..=4).map(tracker).collect(), known: Vec::new() });
         node
     }
 
