@@ -119,7 +119,8 @@ fn main() {
             pulled.feed(&mut swarm, now, input, &mut out);
             next_ask += 1;
             let (ask, asker) = (AskId(next_ask), peer(PEERS));
-            let input = Input::Asked { ask, peer: asker, digest: blob.digest, chunk: here, ends: blob.expected(here).ends() };
+            let input =
+                Input::Asked { ask, peer: asker, digest: blob.digest, chunk: here, ends: blob.expected(here).ends() };
             asked.feed(&mut swarm, now, input, &mut out);
             served.feed(&mut swarm, now, Input::Served { ask }, &mut out);
         }

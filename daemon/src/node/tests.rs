@@ -174,7 +174,11 @@ async fn a_failed_dial_of_a_connected_peer_does_not_disconnect_it() {
     world.driver.event(PlaneEvent::DialFailed { peer: contact.peer });
     let mut out = Vec::new();
     world.driver.swarm.handle(Time::from_nanos(1), Input::Wanted { digest, restored: None }, &mut out);
-    world.driver.swarm.handle(Time::from_nanos(2), Input::Located { digest, trackers: vec![contact], known: Vec::new() }, &mut out);
+    world.driver.swarm.handle(
+        Time::from_nanos(2),
+        Input::Located { digest, trackers: vec![contact], known: Vec::new() },
+        &mut out,
+    );
     assert!(out.iter().any(|order| matches!(order, Output::Send { peer, .. } if *peer == contact.peer)), "{out:?}");
     assert!(!out.iter().any(|order| matches!(order, Output::Dial { .. })), "{out:?}");
 }

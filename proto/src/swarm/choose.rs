@@ -63,11 +63,8 @@ impl Fetch {
         let window = cx.limits.urgent_chunks;
         let is_urgent = |chunk: ChunkIndex| self.readers.values().any(|at| chunk >= *at && chunk.0 - at.0 < window);
         let pulls = self.content.as_ref().map_or(&[][..], |content| &content.pulls);
-        let on_way = if self.readers.is_empty() {
-            0
-        } else {
-            pulls.iter().filter(|(_, pull)| is_urgent(pull.chunk)).count()
-        };
+        let on_way =
+            if self.readers.is_empty() { 0 } else { pulls.iter().filter(|(_, pull)| is_urgent(pull.chunk)).count() };
         let readers = self.readers.values().filter(move |_| on_way < cx.limits.urgent_pulls_max);
         readers.flat_map(move |at| (at.0..at.0.saturating_add(window)).map(ChunkIndex))
     }

@@ -166,9 +166,10 @@ impl Fetch {
     }
 
     fn continues_candidate(&self, peer: PeerId, segment: &Segment) -> bool {
-        self.claims.candidate.as_ref().is_some_and(|candidate| {
-            candidate.peer == peer && Fit::of(&candidate.chain, segment) != Fit::Gap
-        })
+        self.claims
+            .candidate
+            .as_ref()
+            .is_some_and(|candidate| candidate.peer == peer && Fit::of(&candidate.chain, segment) != Fit::Gap)
     }
 
     fn ask_again(&mut self, cx: &mut Context<'_>, slot: Slot) {
@@ -427,7 +428,7 @@ impl Fetch {
         self.solo = true;
         self.begin_anew(cx);
         self.drop_lease(cx);
-        self.lease = Some(Lease::own());
+        self.lease = Some(Lease::own(cx.now));
     }
 
     /// A peer is caught by its own word: it is left out, and the trackers are told.

@@ -82,7 +82,15 @@ const LOOK: Duration = Duration::from_millis(25);
 
 impl Default for Connections {
     fn default() -> Self {
-        Self { wanted: 1, phase: Phase::Opening, trying: false, before: 0.0, all_before: 0.0, latency: Duration::ZERO, looks: (0, 0) }
+        Self {
+            wanted: 1,
+            phase: Phase::Opening,
+            trying: false,
+            before: 0.0,
+            all_before: 0.0,
+            latency: Duration::ZERO,
+            looks: (0, 0),
+        }
     }
 }
 

@@ -366,7 +366,7 @@ impl Fetch {
             (None, _) => {
                 cx.out.push(Output::Report(Event::Stalled { digest: self.digest }));
                 self.drop_lease(cx);
-                self.lease = Some(Lease::own());
+                self.lease = Some(Lease::own(cx.now));
             }
         }
     }

@@ -1,9 +1,14 @@
 //! Leases at work: streaming from the origin what no peer has, or importing it into a zone.
 
+use std::time::Duration;
+
 use rand::RngExt;
 
 use super::{
-    Context, Event, FetchError, OriginFailure, Output, RunId, connections::{Connections, Intake}, content::Content, fetch::Fetch,
+    Context, Event, FetchError, OriginFailure, Output, RunId,
+    connections::{Connections, Intake},
+    content::Content,
+    fetch::Fetch,
 };
 use crate::{
     chain::{LinkEnd, State},
@@ -11,6 +16,9 @@ use crate::{
     time::Time,
     wire::{Epoch, Grant, Held, Scope},
 };
+
+/// So long after a lease was taken, states may be yet to come for chunks that peers have.
+const STATES_TIME: Duration = Duration::from_millis(150);
 
 /// The right to fetch from the origin, or into a zone.
 #[derive(Debug)]
@@ -27,6 +35,8 @@ pub(super) struct Lease {
     ending: bool,
     tries: u8,
     not_before: Option<Time>,
+    /// When it was taken.
+    since: Time,
     /// Bytes of streams that have ended.
     bytes: u64,
 }
@@ -61,7 +71,7 @@ struct Opening {
 }
 
 impl Lease {
-    fn new(grant: Option<Grant>) -> Self {
+    fn new(now: Time, grant: Option<Grant>) -> Self {
         Self {
             grant,
             greedy: false,
@@ -71,13 +81,14 @@ impl Lease {
             ending: false,
             tries: 0,
             not_before: None,
+            since: now,
             bytes: 0,
         }
     }
 
     /// A lease that nobody gave, for a fetch that makes no progress otherwise.
-    pub(super) fn own() -> Self {
-        Self { greedy: true, ..Self::new(None) }
+    pub(super) fn own(now: Time) -> Self {
+        Self { greedy: true, ..Self::new(now, None) }
     }
 
     pub(super) const fn is_greedy(&self) -> bool {
@@ -130,7 +141,7 @@ impl Fetch {
                 lease.ending = false;
             }
             None => {
-                let mut lease = Lease::new(Some(grant));
+                let mut lease = Lease::new(cx.now, Some(grant));
                 lease.not_before = Some(cx.now + cx.limits.holders_patience);
                 self.lease = Some(lease);
                 cx.out.push(Output::Report(Event::Leased { digest: self.digest }));
@@ -142,7 +153,7 @@ impl Fetch {
     pub(super) fn take_untracked(&mut self, cx: &mut Context<'_>) {
         if self.lease.is_none() && self.shut.is_none() {
             cx.out.push(Output::Report(Event::Untracked { digest: self.digest }));
-            self.lease = Some(Lease::new(None));
+            self.lease = Some(Lease::new(cx.now, None));
         }
     }
 
@@ -217,8 +228,12 @@ impl Fetch {
         let wanted = lease.connections.wanted(cx.now, intake);
         let ahead = lease.connections.ahead(chunk_bytes);
         // The next stripe is asked for while the last chunks of one come in, so that no answer is waited for in between.
-        while self.lease.as_ref().is_some_and(|lease| lease.runs.iter().filter(|run| !run.ends_within(ahead)).count() < wanted) {
-            let Some(Opening { from, until, before }) = self.next_run(wanted) else { break };
+        while self
+            .lease
+            .as_ref()
+            .is_some_and(|lease| lease.runs.iter().filter(|run| !run.ends_within(ahead)).count() < wanted)
+        {
+            let Some(Opening { from, until, before }) = self.next_run(cx.now, wanted) else { break };
             let run = RunId(cx.next_id());
             let Some(lease) = &mut self.lease else { return };
             lease.runs.push(Run { id: run, next: from, until, bytes: 0, asked: Some(cx.now) });
@@ -248,7 +263,7 @@ impl Fetch {
 
     /// Where the next stream begins and ends: with several at once, each takes a stripe, so that what comes in stays
     /// close to what is hashed.
-    fn next_run(&mut self, streams: usize) -> Option<Opening> {
+    fn next_run(&mut self, now: Time, streams: usize) -> Option<Opening> {
         let lease = self.lease.as_mut()?;
         let Some(content) = &self.content else {
             return lease.runs.is_empty().then_some(Opening {
@@ -258,6 +273,7 @@ impl Fetch {
             });
         };
         let layout = content.layout();
+        let patient = lease.since + STATES_TIME > now;
         // Shorter ones at the end, so that no stream is left alone with a long one.
         let short = (content.missing() / (2 * streams as u32)).max(1);
         let stripe = lease.connections.stripe(layout.chunk_bytes()).min(short);
@@ -268,9 +284,9 @@ impl Fetch {
             // The first stream was to bring all the rest: it ends where the others' stripes begin.
             endless.until = Some(ChunkIndex(endless.next.0.saturating_add(stripe).min(layout.count())));
         }
-        let from = layout.chunks().find(|chunk| is_open(content, lease, *chunk))?;
+        let from = layout.chunks().find(|chunk| is_open(content, lease, *chunk, patient))?;
         let most = ChunkIndex(from.0.saturating_add(stripe).min(layout.count()));
-        let taken = (from.0..most.0).map(ChunkIndex).find(|chunk| !is_open(content, lease, *chunk));
+        let taken = (from.0..most.0).map(ChunkIndex).find(|chunk| !is_open(content, lease, *chunk, patient));
         let until = taken.or((most.0 < layout.count()).then_some(most));
         Some(Opening { from, until, before: content.chain.state(from) })
     }
@@ -335,7 +351,7 @@ impl Fetch {
         self.content.as_ref().is_some_and(|content| {
             content.layout().contains(chunk)
                 && !greedy
-                && (content.have.contains(chunk) || content.offers.is_held(chunk))
+                && (content.have.contains(chunk) || is_to_be_had(content, chunk))
         })
     }
 
@@ -447,9 +463,17 @@ impl Fetch {
     }
 }
 
-/// Whether a chunk is for a new stream to bring: nobody has it, and none brings it already.
-fn is_open(content: &Content, lease: &Lease, chunk: ChunkIndex) -> bool {
+/// Whether a chunk is for a new stream to bring: nobody has it, and none brings it already. A lease's first stream is
+/// `patient`: it leaves to others what they say they have, although the states for that are yet to come.
+fn is_open(content: &Content, lease: &Lease, chunk: ChunkIndex, patient: bool) -> bool {
     let here = content.have.contains(chunk) || content.raw.contains(chunk);
-    let elsewhere = !lease.greedy && (content.offers.is_held(chunk) || content.is_busy(chunk));
+    let promised = is_to_be_had(content, chunk) || patient && content.offers.is_held(chunk);
+    let elsewhere = !lease.greedy && (promised || content.is_busy(chunk));
     !here && !elsewhere && !lease.runs.iter().any(|run| run.covers(chunk))
+}
+
+/// Whether peers have a chunk that they can be asked for. What cannot be verified cannot be asked for: whoever truly has it
+/// has the states for it, too, and tells them.
+fn is_to_be_had(content: &Content, chunk: ChunkIndex) -> bool {
+    chunk < content.verifiable_end() && content.offers.is_held(chunk)
 }

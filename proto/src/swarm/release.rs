@@ -213,7 +213,8 @@ impl Fetch {
         let subscribers = self.remotes.subscribers;
         let near = subscribers & !self.remotes.far;
         let takers = if near.is_empty() { subscribers } else { near };
-        let takers = if (takers & !content.releases.idle).is_empty() { takers } else { takers & !content.releases.idle };
+        let takers =
+            if (takers & !content.releases.idle).is_empty() { takers } else { takers & !content.releases.idle };
         let per_peer = share(cx.limits.releases_max, cx.limits.releases_per_peer_max, takers.len());
         let mut next = ChunkIndex::FIRST;
         while content.releases.pending.len() < cx.limits.releases_max

@@ -201,7 +201,8 @@ impl Fetch {
             self.meet(cx, contact);
         }
         self.tracking.spare = holders;
-        if !matches!(self.tracking.state, State::Locating { .. } | State::Joining { .. }) && !self.tracking.is_served() {
+        if !matches!(self.tracking.state, State::Locating { .. } | State::Joining { .. }) && !self.tracking.is_served()
+        {
             self.meet_spare(cx);
         }
     }

@@ -268,7 +268,8 @@ impl Leases {
     /// same one: of those that stream, the one with the largest name.
     pub(super) fn gatherer(&self, now: Time) -> Option<PeerId> {
         let lease = self.origin.lease.as_ref().filter(|lease| lease.may_move(now))?;
-        let able = |peer: &&PeerId| **peer > lease.holder && !self.origin.trial.was_tried(**peer) && !self.is_barred(**peer);
+        let able =
+            |peer: &&PeerId| **peer > lease.holder && !self.origin.trial.was_tried(**peer) && !self.is_barred(**peer);
         self.carriers.iter().rev().find(able).copied()
     }
 

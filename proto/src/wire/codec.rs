@@ -16,8 +16,7 @@ use bincode::{
 };
 
 use super::{
-    Ask, CONTACTS_MAX, FRAME_BYTES_MAX, GOT_CHUNKS_MAX, Hello, Message, SEGMENT_STATES_MAX, SOURCES_MAX,
-    VERSION,
+    Ask, CONTACTS_MAX, FRAME_BYTES_MAX, GOT_CHUNKS_MAX, Hello, Message, SEGMENT_STATES_MAX, SOURCES_MAX, VERSION,
 };
 use crate::{
     chain::{Ends, State},

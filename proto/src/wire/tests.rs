@@ -101,9 +101,8 @@ fn ends() -> impl Strategy<Value = Ends> {
 fn joined() -> impl Strategy<Value = Message> {
     let grant = (epoch(), scope()).prop_map(|(epoch, scope)| Grant { epoch, scope });
     let sources = vec(peer(), 0..=SOURCES_MAX);
-    (digest(), contacts(), proptest::option::of(grant), any::<bool>(), sources).prop_map(
-        |(digest, peers, lease, served, sources)| Message::Joined { digest, peers, lease, served, sources },
-    )
+    (digest(), contacts(), proptest::option::of(grant), any::<bool>(), sources)
+        .prop_map(|(digest, peers, lease, served, sources)| Message::Joined { digest, peers, lease, served, sources })
 }
 
 fn contacts() -> impl Strategy<Value = Vec<Contact>> {

@@ -2,12 +2,7 @@
 
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
-use shoal_proto::{
-    digest::Digest,
-    peer::Contact,
-    swarm::Input,
-    time::Time,
-};
+use shoal_proto::{digest::Digest, peer::Contact, swarm::Input, time::Time};
 
 use super::{Event, World};
 use crate::node::{contact, mix};
