@@ -50,10 +50,17 @@ pub struct Path {
 }
 
 /// All links and transfers.
+///
+/// What a change touches together lies together: numbers of a link in half a cache line, those of a transfer in one, and
+/// each link's list names the other ends of its transfers, so that most of them need not be looked at.
 #[derive(Debug, Default)]
 pub struct Net {
     links: Vec<Link>,
+    /// The transfers of each link.
+    lists: Vec<Vec<Entry>>,
     flows: Vec<Flow>,
+    /// By the place of a transfer: what only those have that are not plain.
+    routes: Vec<Route>,
     /// Places of flows that have ended.
     free: Vec<u32>,
     /// For each link: no transfer for which it is the last of its path ends before this.
@@ -68,6 +75,7 @@ pub struct Net {
 }
 
 #[derive(Debug)]
+#[repr(align(32))]
 struct Link {
     /// Bytes per second.
     rate: f64,
@@ -79,22 +87,44 @@ struct Link {
     binds: bool,
     /// Whether it is among the stale ones.
     stale: bool,
-    flows: Vec<u32>,
 }
 
-#[derive(Debug)]
+/// A transfer in the list of a link.
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    flow: u32,
+    /// The other link of a plain transfer, or [`MANY`].
+    other: u32,
+}
+
+/// No link: the transfer is not plain.
+const MANY: u32 = u32::MAX;
+
+/// Most transfers are *plain*: without a cap, through an uplink and a downlink and no more.
+#[derive(Debug, Clone)]
+#[repr(align(64))]
 struct Flow {
-    generation: u32,
-    path: Path,
-    /// Where it stands in the list of each link of its path.
-    slots: [u32; PATH_MAX],
-    /// What it can use at most.
-    cap: f64,
     /// Bytes left at `since`.
     left: f64,
     rate: f64,
     since: Time,
     end: Time,
+    generation: u32,
+    plain: bool,
+    /// The first and the last link of its path.
+    ends: [LinkId; 2],
+    /// Where it stands in the lists of these, if it is plain.
+    slots: [u32; 2],
+}
+
+/// The way of a transfer that is not plain.
+#[derive(Debug, Clone)]
+struct Route {
+    path: Path,
+    /// Where it stands in the list of each link of its path.
+    slots: [u32; PATH_MAX],
+    /// What it can use at most.
+    cap: f64,
 }
 
 impl FlowId {
@@ -133,9 +163,6 @@ impl Path {
         &self.links[..usize::from(self.len)]
     }
 
-    fn last(&self) -> usize {
-        self.links[usize::from(self.len) - 1].at()
-    }
 }
 
 impl LinkId {
@@ -148,7 +175,8 @@ impl Net {
     /// Adds a link of so many bytes per second.
     pub fn link(&mut self, rate: u64) -> LinkId {
         let rate = rate.max(1) as f64;
-        self.links.push(Link { rate, offer: rate, used: 0.0, binds: false, stale: false, flows: Vec::new() });
+        self.links.push(Link { rate, offer: rate, used: 0.0, binds: false, stale: false });
+        self.lists.push(Vec::new());
         self.ends.reserve(self.links.len());
         LinkId(self.links.len() as u32 - 1)
     }
@@ -163,17 +191,34 @@ impl Net {
     pub fn start(&mut self, now: Time, path: Path, cap: Option<u64>, bytes: u64) -> FlowId {
         let index = self.free.pop().unwrap_or(self.flows.len() as u32);
         let generation = self.flows.get(index as usize).map_or(0, |flow| flow.generation);
+        let (links, plain) = (path.links(), path.len == 2 && cap.is_none());
         let mut slots = [0; PATH_MAX];
-        for (slot, link) in slots.iter_mut().zip(path.links()) {
-            let link = &mut self.links[link.at()];
-            *slot = link.flows.len() as u32;
-            link.flows.push(index);
+        for (at, (slot, link)) in slots.iter_mut().zip(links).enumerate() {
+            let other = if plain { links[1 - at].0 } else { MANY };
+            let list = &mut self.lists[link.at()];
+            *slot = list.len() as u32;
+            list.push(Entry { flow: index, other });
         }
-        let cap = cap.map_or(f64::INFINITY, |cap| cap as f64);
-        let flow = Flow { generation, path, slots, cap, left: bytes as f64, rate: 0.0, since: now, end: FOREVER };
+        let flow = Flow {
+            left: bytes as f64,
+            rate: 0.0,
+            since: now,
+            end: FOREVER,
+            generation,
+            plain,
+            ends: [links[0], links[links.len() - 1]],
+            slots: [slots[0], slots[1]],
+        };
         match self.flows.get_mut(index as usize) {
             Some(place) => *place = flow,
             None => self.flows.push(flow),
+        }
+        if !plain {
+            let route = Route { path, slots, cap: cap.map_or(f64::INFINITY, |cap| cap as f64) };
+            if self.routes.len() <= index as usize {
+                self.routes.resize(index as usize + 1, route.clone());
+            }
+            self.routes[index as usize] = route;
         }
         self.fresh.push(index);
         self.changed(&path);
@@ -186,7 +231,7 @@ impl Net {
         flow.settle(now);
         flow.left += bytes as f64;
         flow.end = flow.ends_at();
-        self.ends.lower(flow.path.last(), flow.end);
+        self.ends.lower(flow.last(), flow.end);
         self.next = None;
     }
 
@@ -197,20 +242,45 @@ impl Net {
         };
         flow.settle(now);
         flow.generation += 1;
-        let (path, slots, rate, left) = (flow.path, flow.slots, flow.rate, flow.left);
+        let (rate, left) = (flow.rate, flow.left);
+        let (path, slots) = self.way(id.index());
         for (link, slot) in path.links().iter().zip(slots) {
-            let Link { flows, used, .. } = &mut self.links[link.at()];
-            *used -= rate;
-            flows.swap_remove(slot as usize);
-            if let Some(moved) = flows.get(slot as usize) {
-                let moved = &mut self.flows[*moved as usize];
-                let place = moved.path.links().iter().position(|other| other == link).unwrap_or(0);
-                moved.slots[place] = slot;
+            self.links[link.at()].used -= rate;
+            let list = &mut self.lists[link.at()];
+            list.swap_remove(slot as usize);
+            if let Some(moved) = list.get(slot as usize) {
+                let moved = moved.flow as usize;
+                self.moved(moved, *link, slot);
             }
         }
         self.free.push(id.index);
         self.changed(&path);
         left.max(0.0) as u64
+    }
+
+    /// A transfer stands elsewhere in the list of a link.
+    fn moved(&mut self, index: usize, link: LinkId, slot: u32) {
+        let flow = &mut self.flows[index];
+        if flow.plain {
+            flow.slots[usize::from(flow.ends[0] != link)] = slot;
+        } else {
+            let route = &mut self.routes[index];
+            let place = route.path.links().iter().position(|other| *other == link).unwrap_or(0);
+            route.slots[place] = slot;
+        }
+    }
+
+    /// The path of a transfer, and where it stands in the lists of its links.
+    fn way(&self, index: usize) -> (Path, [u32; PATH_MAX]) {
+        let flow = &self.flows[index];
+        if flow.plain {
+            let mut slots = [0; PATH_MAX];
+            slots[..2].copy_from_slice(&flow.slots);
+            (Path::new(&flow.ends), slots)
+        } else {
+            let Route { path, slots, .. } = &self.routes[index];
+            (*path, *slots)
+        }
     }
 
     /// The bytes that a transfer still has to send.
@@ -228,9 +298,13 @@ impl Net {
         self.share(now);
         loop {
             let (moment, link) = self.ends.first()?;
-            let own = self.links[link].flows.iter().map(|index| (&self.flows[*index as usize], *index));
-            let ends = own.filter(|(flow, _)| flow.path.last() == link).map(|(flow, index)| (flow.end, index));
-            let (end, index) = ends.min_by_key(|(end, _)| *end).unwrap_or((FOREVER, 0));
+            let (mut end, mut index) = (FOREVER, 0);
+            for entry in &self.lists[link] {
+                let flow = &self.flows[entry.flow as usize];
+                if flow.end < end && flow.last() == link {
+                    (end, index) = (flow.end, entry.flow);
+                }
+            }
             if end == moment {
                 self.next = Some((end, FlowId { index, generation: self.flows[index as usize].generation }));
                 return self.next;
@@ -250,7 +324,7 @@ impl Net {
     fn changed(&mut self, path: &Path) {
         self.next = None;
         for link in path.links() {
-            if self.links[link.at()].flows.len() <= FEW || self.links[link.at()].is_off() {
+            if self.lists[link.at()].len() <= FEW || self.links[link.at()].is_off() {
                 self.doubt(link.at());
             }
         }
@@ -269,36 +343,65 @@ impl Net {
             let Some(link) = self.stale.pop_front() else { break };
             self.refresh(now, link as usize);
         }
-        for index in std::mem::take(&mut self.fresh) {
-            let flow = &self.flows[index as usize];
-            let listed = self.links[flow.path.last()].flows.get(flow.slots[usize::from(flow.path.len) - 1] as usize);
-            if flow.rate == 0.0 && listed == Some(&index) {
-                let rate = wish(&self.links, flow, usize::MAX);
+        let mut fresh = std::mem::take(&mut self.fresh);
+        for index in fresh.drain(..) {
+            // Links with many transfers do not look at each new one.
+            if self.flows[index as usize].rate == 0.0 && self.is_listed(index) {
+                let rate = self.wish(index, usize::MAX);
                 self.give(now, index, rate);
             }
         }
+        self.fresh = fresh;
+    }
+
+    /// Whether a transfer has not ended.
+    fn is_listed(&self, index: u32) -> bool {
+        let flow = &self.flows[index as usize];
+        let slot = if flow.plain {
+            flow.slots[1]
+        } else {
+            let Route { path, slots, .. } = &self.routes[index as usize];
+            slots[usize::from(path.len) - 1]
+        };
+        self.lists[flow.last()].get(slot as usize).is_some_and(|entry| entry.flow == index)
     }
 
     /// Works out a link's offer, and the rates of its transfers.
     fn refresh(&mut self, now: Time, at: usize) {
-        let flows = std::mem::take(&mut self.links[at].flows);
+        let list = std::mem::take(&mut self.lists[at]);
         let mut wishes = std::mem::take(&mut self.wishes);
         wishes.clear();
-        wishes.extend(flows.iter().map(|index| wish(&self.links, &self.flows[*index as usize], at)));
+        wishes.extend(list.iter().map(|entry| match self.links.get(entry.other as usize) {
+            Some(other) => other.offer,
+            None => self.wish(entry.flow, at),
+        }));
         let link = &mut self.links[at];
         (link.offer, link.binds) = fair_offer(link.rate, &wishes);
         let offer = link.offer;
         let mut used = 0.0;
-        for (index, wish) in flows.iter().zip(&wishes) {
+        for (entry, wish) in list.iter().zip(&wishes) {
             let rate = wish.min(offer);
             used += rate;
-            self.give(now, *index, rate);
+            self.give(now, entry.flow, rate);
         }
         let link = &mut self.links[at];
-        link.flows = flows;
         link.used = used;
         link.stale = false;
+        self.lists[at] = list;
         self.wishes = wishes;
+    }
+
+    /// What a transfer can use at most, as far as the links of its path other than `but` say.
+    fn wish(&self, index: u32, but: usize) -> f64 {
+        let flow = &self.flows[index as usize];
+        let (links, cap) = if flow.plain {
+            (flow.ends.as_slice(), f64::INFINITY)
+        } else {
+            let Route { path, cap, .. } = &self.routes[index as usize];
+            (path.links(), *cap)
+        };
+        let others = links.iter().filter(|link| link.at() != but);
+        others.map(|link| self.links[link.at()].offer).fold(cap, f64::min)
     }
 
     fn give(&mut self, now: Time, index: u32, rate: f64) {
@@ -310,9 +413,9 @@ impl Net {
         flow.settle(now);
         flow.rate = rate;
         flow.end = flow.ends_at();
-        let path = flow.path;
-        self.ends.lower(path.last(), flow.end);
-        for link in path.links() {
+        self.ends.lower(flow.last(), flow.end);
+        let links = if flow.plain { flow.ends.as_slice() } else { self.routes[index as usize].path.links() };
+        for link in links {
             let other = &mut self.links[link.at()];
             other.used += more;
             if !other.stale && other.is_off() {
@@ -323,12 +426,6 @@ impl Net {
     }
 }
 
-/// What a transfer can use at most, as far as the links of its path other than `but` say.
-fn wish(links: &[Link], flow: &Flow, but: usize) -> f64 {
-    let others = flow.path.links().iter().filter(|link| link.at() != but);
-    others.map(|link| links[link.at()].offer).fold(flow.cap, f64::min)
-}
-
 /// The equal share of a link that is left when transfers held back elsewhere take what they can, and whether some
 /// transfer wants more than that.
 fn fair_offer(rate: f64, wishes: &[f64]) -> (f64, bool) {
@@ -336,10 +433,10 @@ fn fair_offer(rate: f64, wishes: &[f64]) -> (f64, bool) {
     loop {
         let (mut sum, mut held) = (0.0, 0);
         for wish in wishes {
-            if *wish <= offer {
-                sum += wish;
-                held += 1;
-            }
+            // Without branches, which nothing could foretell.
+            let is_held = *wish <= offer;
+            sum += if is_held { *wish } else { 0.0 };
+            held += usize::from(is_held);
         }
         if held == wishes.len() {
             // All are held back elsewhere: any one of them could have the rest.
@@ -367,6 +464,10 @@ impl Link {
 }
 
 impl Flow {
+    const fn last(&self) -> usize {
+        self.ends[1].at()
+    }
+
     /// Counts what was sent until now.
     fn settle(&mut self, now: Time) {
         self.left -= self.rate * seconds(self.since, now);
