@@ -14,7 +14,7 @@ use shoal_proto::{
     digest::Digest,
     limits::Limits,
     peer::{Contact, PeerId, Place},
-    swarm::{AskId, FetchError, PullId, Restored, Swarm},
+    swarm::{FetchError, Restored, Swarm},
     time::Time,
     tracker::Tracker,
     wire::SEGMENT_STATES_MAX,
@@ -32,6 +32,20 @@ pub struct Blob {
     pub digest: Digest,
     /// How it is cut.
     pub layout: Layout,
+}
+
+/// The number of a node or of a layer, where many are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Index(u32);
+
+impl Index {
+    pub(crate) const fn new(at: usize) -> Self {
+        Self(at as u32)
+    }
+
+    pub(crate) const fn at(self) -> usize {
+        self.0 as usize
+    }
 }
 
 /// What a chunk's bytes are: nothing is hashed here, so bytes are known by who made them up.
@@ -78,14 +92,10 @@ pub struct Node {
     pub(crate) holdings: Vec<Holding>,
     /// Whom it has a connection with, in order.
     pub(crate) connected: Vec<u32>,
-    /// Its pulls that are not answered yet, and what became of them. Few.
-    pub(crate) pulls: Vec<(PullId, AskId)>,
     /// Chunks that it sends.
     pub(crate) uploads: usize,
     /// Streams that it has asked the origin for.
     pub(crate) streams: usize,
-    /// Until when its processor works on what came before.
-    pub(crate) busy_until: Time,
     /// Until when it verifies what came before.
     pub(crate) verifies_until: Time,
     /// Until when it writes what came before.
@@ -237,10 +247,8 @@ impl Node {
             begins: Time::ZERO,
             holdings: blobs.iter().map(Holding::new).collect(),
             connected: Vec::new(),
-            pulls: Vec::new(),
             uploads: 0,
             streams: 0,
-            busy_until: Time::ZERO,
             verifies_until: Time::ZERO,
             writes_until: Time::ZERO,
             pace: Pace::default(),
@@ -256,7 +264,7 @@ impl Node {
         self.alive = true;
         self.wants = false;
         self.uploads = 0;
-        (self.busy_until, self.verifies_until, self.writes_until) = (now, now, now);
+        (self.verifies_until, self.writes_until) = (now, now);
     }
 
     pub(crate) fn lose_disk(&mut self, blobs: &[Blob]) {
@@ -285,12 +293,6 @@ impl Node {
     pub(crate) fn disconnect(&mut self, other: usize) -> bool {
         let place = self.connected.binary_search(&(other as u32));
         place.map(|place| self.connected.remove(place)).is_ok()
-    }
-
-    /// Takes a pull out of the open ones.
-    pub(crate) fn close_pull(&mut self, pull: PullId) -> Option<AskId> {
-        let place = self.pulls.iter().position(|(open, _)| *open == pull)?;
-        Some(self.pulls.swap_remove(place).1)
     }
 
     /// Whether it has every layer, proven.

@@ -9,6 +9,7 @@
 
 mod begin;
 mod end;
+mod event;
 mod fault;
 mod find;
 mod harm;
@@ -16,6 +17,7 @@ mod lie;
 mod links;
 mod message;
 mod orders;
+mod pulls;
 mod queue;
 mod restart;
 mod stream;
@@ -30,21 +32,22 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use rand_pcg::Pcg64Mcg;
 use shoal_proto::{
-    chain::{Expected, LinkEnd},
+    chain::Expected,
     chunk::ChunkIndex,
     claim::Segment,
     digest::Digest,
     limits::Limits,
-    peer::Contact,
-    swarm::{AskId, Input, Output, PullId, ReaderId, RunId, Verdict},
+    swarm::{AskId, Input, Output, PullId, ReaderId, RunId},
     time::Time,
     tracker,
     wire::Message,
 };
 
 use self::{
+    event::Event,
     harm::Cut,
     links::Links,
+    pulls::Pulls,
     queue::{Queue, Slab},
     tally::{Count, Tally},
     work::Costs,
@@ -53,7 +56,7 @@ use crate::{
     check::Checks,
     dht::Dht,
     net::{FOREVER, FlowId, Net, Soonest},
-    node::{Blob, Bytes, Node, mix, number},
+    node::{Blob, Bytes, Index, Node, mix, number},
     origin::Origin,
     plan::Plan,
     report::Report,
@@ -68,6 +71,8 @@ pub struct World {
     queue: Queue<(u32, Event)>,
     /// How often each node went down.
     generations: Vec<u32>,
+    /// Until when each node's processor works on what came before.
+    busy_until: Vec<Time>,
     /// Deadlines of machines: of node `n` that of the swarm at `2 n`, of the tracker at `2 n + 1`.
     timers: Soonest,
     pub(crate) blobs: Vec<Blob>,
@@ -81,6 +86,7 @@ pub struct World {
     dht: Dht,
     /// By [`AskId`].
     asks: Slab<Ask>,
+    pulls: Pulls,
     /// What the transfers of [`Net`] carry, by the index of a [`FlowId`].
     carriers: Vec<Option<Carrier>>,
     /// Faults that wait for the origin's work, by their place in the plan.
@@ -117,105 +123,16 @@ pub struct World {
     sends: Vec<tracker::Send>,
 }
 
-/// What happens.
-#[derive(Debug)]
-enum Event {
-    /// A fact reaches a node's swarm.
-    Swarm(usize, Input),
-    /// A fact reaches a node's tracker.
-    Tracker(usize, tracker::Input),
-    /// A node begins to want its layers.
-    Begin(usize),
-    /// A node wishes again for a layer that it could not get.
-    Again(usize, usize),
-    /// A dial comes to its end.
-    Dialled { from: usize, to: usize },
-    /// A node has worked on a new connection.
-    Connected { node: usize, other: usize },
-    /// A dial was in vain.
-    Unreached { from: usize, to: usize },
-    /// An ask reaches its sender.
-    Asked(AskId),
-    /// The withdrawal of an ask reaches its sender.
-    Withdrawn(AskId),
-    /// The answer to an ask has reached its receiver and is verified.
-    Answered(AskId, Verdict),
-    /// The origin begins to answer.
-    Streaming(usize, RunId),
-    /// A chunk from the origin is verified and written.
-    Stored { node: usize, run: RunId, chunk: ChunkIndex, end: Option<LinkEnd> },
-    /// A node looks how far its stream from the origin is.
-    Looked(usize, RunId),
-    /// Others can find a holder.
-    Announced(usize, usize),
-    /// The origin's answer to a request is an error.
-    Refused(usize, RunId, Option<Duration>),
-    /// The origin goes out: what it sends breaks off.
-    Outage,
-    /// A fault of the plan begins.
-    Fault(usize),
-    /// A fault hits a node.
-    Strike { fault: usize, node: usize },
-    /// A slow time is over.
-    Quick { fault: usize, node: usize },
-    /// The connections that a partition cut are given up.
-    Severed(usize),
-    /// A partition is over.
-    Healed(usize),
-    /// A node is up again.
-    Back(usize),
-    /// A sender finds that the receiver of an upload is gone.
-    Ended(AskId),
-    /// A node finds that its connection to a dead one is gone.
-    Lost { node: usize, dead: usize },
-    /// The DHT finds that a node is gone.
-    Removed(usize),
-    /// The DHT finds that a node is back.
-    Returned(usize),
-}
-
-impl Event {
-    /// The node whose process it is for: a later process knows nothing of it.
-    const fn target(&self) -> Option<usize> {
-        match self {
-            Self::Swarm(node, _)
-            | Self::Tracker(node, _)
-            | Self::Again(node, _)
-            | Self::Dialled { from: node, .. }
-            | Self::Connected { node, .. }
-            | Self::Unreached { from: node, .. }
-            | Self::Stored { node, .. }
-            | Self::Streaming(node, _)
-            | Self::Looked(node, _)
-            | Self::Refused(node, ..)
-            | Self::Lost { node, .. }
-            | Self::Removed(node) => Some(*node),
-            Self::Begin(_)
-            | Self::Asked(_)
-            | Self::Withdrawn(_)
-            | Self::Answered(..)
-            | Self::Announced(..)
-            | Self::Outage
-            | Self::Fault(_)
-            | Self::Strike { .. }
-            | Self::Quick { .. }
-            | Self::Severed(_)
-            | Self::Healed(_)
-            | Self::Back(_)
-            | Self::Ended(_)
-            | Self::Returned(_) => None,
-        }
-    }
-}
-
 /// A chunk that one node asked another for.
 #[derive(Debug, Clone, Copy)]
 struct Ask {
-    receiver: usize,
-    sender: usize,
-    blob: usize,
+    receiver: Index,
+    sender: Index,
+    blob: Index,
     chunk: ChunkIndex,
+    /// Its receiver's pull, by its place among the open ones.
     pull: PullId,
+    place: u32,
     stage: Stage,
     flow: Option<FlowId>,
     /// What its sender sends.
@@ -306,6 +223,10 @@ impl World {
         self.push(after, event);
     }
 
+    fn push_fact(&mut self, after: Duration, node: usize, fact: Input) {
+        self.push(after, Event::Swarm(node, Box::new(fact)));
+    }
+
     fn note(&mut self, code: u64, node: usize, detail: u64) {
         self.trace = mix(mix(self.trace, self.now.as_nanos()), mix(code << 32 | node as u64, detail));
         self.tally.events += 1;
@@ -315,27 +236,18 @@ impl World {
         match event {
             Event::Swarm(node, input) => {
                 self.note(1, node, kind(&input));
-                if let Input::Received { peer, message } = &input {
-                    self.tally.load.message(node, self.now);
-                    if self.is_lost(node, *peer) {
-                        return;
-                    }
-                    if let Message::Subscribe { digest, .. } = message {
-                        self.open(node, *digest);
-                    }
-                }
-                self.swarm(node, input);
+                self.swarm(node, *input);
             }
-            Event::Tracker(node, input) => {
-                self.note(2, node, 0);
-                self.tally.load.message(node, self.now);
-                if let tracker::Input::Joined { contact: Contact { peer, .. }, .. } | tracker::Input::Left { peer, .. } =
-                    &input
-                    && self.is_lost(node, *peer)
-                {
-                    return;
-                }
-                self.tracker(node, input);
+            Event::Got { to, from, blob, chunks } => {
+                let (digest, from) = (self.blobs[blob as usize].digest, from as usize);
+                self.received(to as usize, from, Message::Got { digest, chunks });
+            }
+            Event::Message { to, from, message } => self.received(to as usize, from as usize, *message),
+            Event::Reading { node, blob, chunk } => {
+                let (digest, reader) = (self.blobs[blob as usize].digest, READER);
+                let input = Input::Reading { digest, reader, chunk };
+                self.note(1, node as usize, kind(&input));
+                self.swarm(node as usize, input);
             }
             Event::Begin(node) => {
                 self.note(3, node, 0);
@@ -352,7 +264,7 @@ impl World {
             Event::Withdrawn(ask) => self.withdrawn(ask),
             Event::Answered(ask, verdict) => self.answered(ask, verdict),
             Event::Streaming(node, run) => self.streaming(node, run),
-            Event::Stored { node, run, chunk, end } => self.stored(node, run, chunk, end),
+            Event::Stored { node, run, chunk, end } => self.stored(node, run, chunk, end.map(|end| *end)),
             Event::Looked(node, run) => self.look(node, run),
             Event::Announced(node, blob) => self.dht.announce(blob, self.nodes[node].peer),
             Event::Refused(node, run, retry_after) => self.refused(node, run, retry_after),

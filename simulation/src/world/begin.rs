@@ -6,7 +6,7 @@ use rand::SeedableRng;
 use rand_pcg::Pcg64Mcg;
 use shoal_proto::{chunk::ChunkSet, time::Time};
 
-use super::{Costs, Event, LOOK, Links, Queue, Slab, Tally, World};
+use super::{Costs, Event, LOOK, Links, Pulls, Queue, Slab, Tally, World};
 use crate::{
     bound::{Fate, bound},
     check::Checks,
@@ -55,6 +55,8 @@ impl World {
             blobs,
             names,
             generations: vec![0; nodes.len()],
+            busy_until: vec![Time::ZERO; nodes.len()],
+            pulls: Pulls::new(nodes.len()),
             unfinished: nodes.iter().filter(|node| node.lie.is_none()).count(),
             liars: nodes.iter().any(|node| node.lie.is_some()),
             forgers: nodes.iter().any(|node| node.signs != Bytes::TRUE),

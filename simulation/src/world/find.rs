@@ -23,8 +23,8 @@ impl World {
             (self.dht.trackers(&digest, self.plan.dht.trackers), holders)
         };
         let wait = self.plan.dht.locate.0;
-        self.push(wait, Event::Swarm(node, Input::Located { digest, trackers }));
-        self.push(wait, Event::Swarm(node, Input::Holders { digest, holders }));
+        self.push_fact(wait, node, Input::Located { digest, trackers });
+        self.push_fact(wait, node, Input::Holders { digest, holders });
     }
 
     /// Those closest to a digest of the few nodes that a node knows by itself.
@@ -68,9 +68,10 @@ mod tests {
             |contacts: Vec<Contact>| contacts.iter().map(|contact| crate::node::number(contact.peer)).collect();
         let (mut trackers, mut holders) = (Vec::new(), None);
         while holders.is_none() {
-            match world.queue.pop().unwrap().1.1 {
-                Event::Swarm(_, Input::Located { trackers: named, .. }) => trackers = number(named),
-                Event::Swarm(_, Input::Holders { holders: named, .. }) => holders = Some(number(named)),
+            let Event::Swarm(_, input) = world.queue.pop().unwrap().1.1 else { continue };
+            match *input {
+                Input::Located { trackers: named, .. } => trackers = number(named),
+                Input::Holders { holders: named, .. } => holders = Some(number(named)),
                 _ => {}
             }
         }

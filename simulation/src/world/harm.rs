@@ -5,13 +5,12 @@ use std::{sync::Arc, time::Duration};
 use shoal_proto::{
     chunk::ChunkSet,
     claim::Segment,
-    peer::PeerId,
     swarm::{AskId, Restored},
 };
 
 use super::{Ask, Event, Stage, World};
 use crate::{
-    node::{Pace, number},
+    node::Pace,
     plan::What,
 };
 
@@ -91,13 +90,13 @@ impl World {
 
     /// Ends all asks across a cut. Their senders notice after some time, and may serve until then; so do their receivers.
     fn drop_asks(&mut self, cut: &Cut, notice: Duration) {
-        let across = self.asks.iter().filter(|(_, ask)| cut.is_between(ask.sender, ask.receiver));
+        let across = self.asks.iter().filter(|(_, ask)| cut.is_between(ask.sender.at(), ask.receiver.at()));
         let across: Vec<(AskId, Ask)> = across.map(|(id, ask)| (AskId(id), *ask)).collect();
         for (id, ask) in across {
             let wasted = self.end_upload(id);
             self.tally.wasted_bytes += wasted;
             self.bin().down += wasted;
-            self.nodes[ask.receiver].close_pull(ask.pull);
+            self.pulls.close(ask.receiver.at(), ask.place, id);
             if matches!(ask.stage, Stage::Waiting | Stage::Serving) {
                 self.push(notice, Event::Ended(id));
             } else {
@@ -140,13 +139,9 @@ impl World {
     }
 
     /// Whether a message is lost on its way to a node.
-    pub(super) fn is_lost(&self, node: usize, from: PeerId) -> bool {
-        if !self.parted {
-            return false;
-        }
-        let from = number(from);
+    pub(super) fn is_lost(&self, node: usize, from: usize) -> bool {
         // What was on its way when a connection was given up goes nowhere.
-        self.is_cut(node, from) || node != from && !self.nodes[node].is_connected(from)
+        self.parted && (self.is_cut(node, from) || node != from && !self.nodes[node].is_connected(from))
     }
 
     /// A fetch failed: what its node has of the layer waits for the next wish, as far as it was verified.

@@ -77,7 +77,7 @@ impl World {
     /// Whether the bytes that were sent verify.
     pub(super) fn verdict(&self, id: AskId, ask: &Ask) -> Verdict {
         debug_assert_eq!(ask.stage, Stage::Done, "its last byte was sent");
-        let truth = &self.blobs[ask.blob];
+        let truth = &self.blobs[ask.blob.at()];
         let good = if ask.sound {
             ask.bytes == Bytes::TRUE
         } else {

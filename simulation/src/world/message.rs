@@ -35,7 +35,6 @@ impl World {
             let true_word = chunks.iter().all(|chunk| holding.have.contains(*chunk));
             self.checks.rule(true_word, || format!("node {from} tells of chunks that it lacks"));
         }
-        let peer = self.nodes[from].peer;
         let after = if from == to {
             Duration::ZERO
         } else {
@@ -45,21 +44,41 @@ impl World {
             }
             self.message_time(from, to)
         };
-        let event = match message {
-            Message::Join(join) => Event::Tracker(to, tracker::Input::Joined { contact: contact(peer), join }),
-            Message::Leave { digest } => Event::Tracker(to, tracker::Input::Left { peer, digest }),
+        let (from, to) = (from as u32, to as u32);
+        let event = if let Message::Got { digest, chunks } = message {
+            Event::Got { to, from, blob: self.blob(&digest) as u32, chunks }
+        } else {
+            Event::Message { to, from, message: Box::new(message) }
+        };
+        self.push(after, event);
+    }
+
+    /// A message reaches a node.
+    pub(super) fn received(&mut self, node: usize, from: usize, message: Message) {
+        let for_tracker = matches!(message, Message::Join(_) | Message::Leave { .. });
+        self.note(if for_tracker { 2 } else { 1 }, node, u64::from(!for_tracker));
+        self.tally.load.message(node, self.now);
+        if self.is_lost(node, from) {
+            return;
+        }
+        let peer = self.nodes[from].peer;
+        match message {
+            Message::Join(join) => self.tracker(node, tracker::Input::Joined { contact: contact(peer), join }),
+            Message::Leave { digest } => self.tracker(node, tracker::Input::Left { peer, digest }),
+            Message::Subscribe { digest, .. } => {
+                self.open(node, digest);
+                self.swarm(node, Input::Received { peer, message });
+            }
             Message::Joined { .. }
             | Message::Revoked { .. }
-            | Message::Subscribe { .. }
             | Message::Unsubscribe { .. }
             | Message::Have { .. }
             | Message::Got { .. }
             | Message::Fresh { .. }
             | Message::Peers { .. }
             | Message::Segment { .. }
-            | Message::Unknown { .. } => Event::Swarm(to, Input::Received { peer, message }),
-        };
-        self.push(after, event);
+            | Message::Unknown { .. } => self.swarm(node, Input::Received { peer, message }),
+        }
     }
 
     pub(super) fn dialled(&mut self, from: usize, to: usize) {

@@ -61,19 +61,19 @@ impl World {
             self.stop_stream(dead, run);
         }
         let detect = self.plan.detect.0;
-        let touched = self.asks.iter().filter(|(_, ask)| ask.sender == dead || ask.receiver == dead);
+        let touched = self.asks.iter().filter(|(_, ask)| ask.sender.at() == dead || ask.receiver.at() == dead);
         let touched: Vec<(AskId, Ask)> = touched.map(|(id, ask)| (AskId(id), *ask)).collect();
         for (id, ask) in touched {
             let wasted = self.end_upload(id);
             self.tally.wasted_bytes += wasted;
-            if ask.receiver == dead && matches!(ask.stage, Stage::Waiting | Stage::Serving) {
+            if ask.receiver.at() == dead && matches!(ask.stage, Stage::Waiting | Stage::Serving) {
                 // A sender learns of its receiver's death with the connection's end, and may serve until then.
                 self.push(detect, Event::Ended(id));
-            } else if ask.receiver == dead || ask.stage != Stage::Done {
+            } else if ask.receiver.at() == dead || ask.stage != Stage::Done {
                 self.asks.remove(id.0);
             }
         }
-        self.nodes[dead].pulls.clear();
+        self.pulls.clear(dead);
         for node in std::mem::take(&mut self.nodes[dead].connected) {
             self.push(detect, Event::Lost { node: node as usize, dead });
         }
@@ -85,7 +85,7 @@ impl World {
         let wasted = self.end_upload(id);
         self.tally.wasted_bytes += wasted;
         if let Some(ask) = self.asks.remove(id.0) {
-            self.swarm(ask.sender, Input::Served { ask: id });
+            self.swarm(ask.sender.at(), Input::Served { ask: id });
         }
     }
 
@@ -126,6 +126,7 @@ impl World {
         self.note(15, node, 0);
         let seed = u64::from(self.generations[node]);
         self.nodes[node].renew(&self.limits, seed, self.now);
+        self.busy_until[node] = self.now;
         for blob in 0..self.blobs.len() {
             if self.nodes[node].holdings[blob].proven.is_some() {
                 let segments = self.seal(node, blob);

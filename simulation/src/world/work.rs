@@ -5,7 +5,6 @@ use std::time::Duration;
 use shoal_proto::{
     digest::Digest,
     swarm::{Input, Verdict},
-    tracker,
 };
 
 use super::{Event, World};
@@ -48,7 +47,7 @@ impl World {
             return Some(event);
         }
         let Some(node) = self.worker(&event) else { return Some(event) };
-        let busy = &mut self.nodes[node].busy_until;
+        let busy = &mut self.busy_until[node];
         *busy = *busy + cost;
         if *busy <= self.now {
             *busy = self.now;
@@ -62,13 +61,10 @@ impl World {
     /// The node whose processor works on an event. What it says to itself costs nothing.
     #[expect(clippy::wildcard_enum_match_arm, reason = "all others are no messages")]
     fn worker(&self, event: &Event) -> Option<usize> {
-        let from_another = |node: usize, peer| Some(node).filter(|node| self.nodes[*node].peer != peer);
         match event {
-            Event::Swarm(node, Input::Received { peer, .. })
-            | Event::Tracker(node, tracker::Input::Left { peer, .. }) => from_another(*node, *peer),
-            Event::Tracker(node, tracker::Input::Joined { contact, .. }) => from_another(*node, contact.peer),
-            Event::Asked(ask) | Event::Withdrawn(ask) => self.asks.get(ask.0).map(|ask| ask.sender),
-            Event::Answered(ask, Verdict::Busy | Verdict::Missing) => self.asks.get(ask.0).map(|ask| ask.receiver),
+            Event::Got { to, from, .. } | Event::Message { to, from, .. } => (to != from).then_some(*to as usize),
+            Event::Asked(ask) | Event::Withdrawn(ask) => self.asks.get(ask.0).map(|ask| ask.sender.at()),
+            Event::Answered(ask, Verdict::Busy | Verdict::Missing) => self.asks.get(ask.0).map(|ask| ask.receiver.at()),
             _ => None,
         }
     }
@@ -79,7 +75,7 @@ impl World {
         if cost == Duration::ZERO {
             return cost;
         }
-        let busy = &mut self.nodes[node].busy_until;
+        let busy = &mut self.busy_until[node];
         *busy = (*busy).max(self.now) + cost;
         busy.since(self.now)
     }
@@ -162,7 +158,7 @@ mod tests {
         let mut world = world("connect_cost = \"3ms\"\nmessage_cost = \"1ms\"\nrtt = \"0ms\"");
         assert_eq!([world.handshake(0), world.handshake(0)].map(|work| work.as_millis()), [3, 6]);
         assert_eq!(world.handshake(1), Duration::from_millis(3));
-        assert_eq!(world.nodes[0].busy_until.as_nanos(), 6_000_000);
+        assert_eq!(world.busy_until[0].as_nanos(), 6_000_000);
     }
 
     #[test]
