@@ -21,8 +21,9 @@ use shoal_proto::{
 };
 
 use crate::{
-    net::LinkId,
+    net::{FOREVER, LinkId},
     plan::{Lie, Window},
+    timeline::Load,
 };
 
 /// A layer that all nodes want. Its states are made up: nothing is hashed in this world.
@@ -60,50 +61,75 @@ impl Bytes {
 }
 
 /// A node.
+///
+/// Among thousands of nodes, what an event costs is what it reads of the memory: what each event looks at stands in the
+/// first cache lines, what is seldom looked at behind the machines.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub struct Node {
-    /// Who it is.
-    pub peer: PeerId,
-    pub(crate) swarm: Swarm,
-    pub(crate) tracker: Tracker,
-    pub(crate) place: Place,
-    /// How it lies.
-    pub(crate) lie: Option<Lie>,
-    /// The chain that it signs.
-    pub(crate) signs: Bytes,
-    /// Whether it is up.
-    pub(crate) alive: bool,
-    /// Whether it is down for good.
-    pub(crate) gone: bool,
-    /// Whether the DHT found that it was down.
-    pub(crate) removed: bool,
-    /// When it was down.
-    pub(crate) down_times: Vec<Window>,
-    /// Until when it was down the last time that it lost its disk, after the start.
-    pub(crate) lost: Option<Duration>,
-    /// Whether its process has wished for its layers.
-    pub(crate) wants: bool,
-    seed: u64,
-    pub(crate) up: LinkId,
-    pub(crate) down: LinkId,
-    /// When it begins to want the layers.
-    pub(crate) begins: Time,
-    /// Layers, in the plan's order.
-    pub(crate) holdings: Vec<Holding>,
-    /// Whom it has a connection with, in order.
-    pub(crate) connected: Vec<u32>,
-    /// Chunks that it sends.
-    pub(crate) uploads: usize,
-    /// Streams that it has asked the origin for.
-    pub(crate) streams: usize,
+    /// Until when its processor works on what came before.
+    pub(crate) busy_until: Time,
+    /// When its swarm wants time.
+    pub(crate) swarm_timer: Timer,
     /// Until when it verifies what came before.
     pub(crate) verifies_until: Time,
     /// Until when it writes what came before.
     pub(crate) writes_until: Time,
+    /// Messages that it took in.
+    pub(crate) load: Load,
+    /// Chunks that it sends.
+    pub(crate) uploads: u32,
+    /// Streams that it has asked the origin for.
+    pub(crate) streams: u32,
+    /// Whether it is up.
+    pub(crate) alive: bool,
+    /// How it lies.
+    pub(crate) lie: Option<Lie>,
+    pub(crate) up: LinkId,
+    /// Who it is.
+    pub peer: PeerId,
+    pub(crate) down: LinkId,
+    /// Layers, in the plan's order.
+    pub(crate) holdings: Vec<Holding>,
+    /// Whom it has a connection with, in order.
+    pub(crate) connected: Vec<u32>,
     /// What its rates are multiplied by.
     pub(crate) pace: Pace,
+    pub(crate) swarm: Swarm,
+    pub(crate) tracker: Tracker,
+    /// When its tracker wants time.
+    pub(crate) tracker_timer: Timer,
+    pub(crate) place: Place,
+    /// The chain that it signs.
+    pub(crate) signs: Bytes,
+    /// Whether it is down for good.
+    pub(crate) gone: bool,
+    /// Whether the DHT found that it was down.
+    pub(crate) removed: bool,
+    /// Whether its process has wished for its layers.
+    pub(crate) wants: bool,
     /// Whether it was ever made slow.
     pub(crate) slowed: bool,
+    /// When it was down.
+    pub(crate) down_times: Vec<Window>,
+    /// Until when it was down the last time that it lost its disk, after the start.
+    pub(crate) lost: Option<Duration>,
+    seed: u64,
+    /// When it begins to want the layers.
+    pub(crate) begins: Time,
+}
+
+/// When a machine wants time.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Timer {
+    /// When it does.
+    pub(crate) due: Time,
+    /// When it is looked at next: not after that. Most machines put their time off again and again.
+    pub(crate) filed: Time,
+}
+
+impl Timer {
+    const NEVER: Self = Self { due: FOREVER, filed: FOREVER };
 }
 
 /// What the rates of a node are multiplied by.
@@ -229,30 +255,34 @@ impl Node {
         let peer = PeerId(name(seed, at));
         let own = mix(seed, at as u64);
         Self {
-            peer,
-            swarm: Swarm::new(peer, place, limits.clone(), own),
-            tracker: Tracker::new(limits.clone(), own ^ 1),
-            place,
-            lie: None,
-            signs: Bytes::TRUE,
-            alive: true,
-            gone: false,
-            removed: false,
-            down_times: Vec::new(),
-            lost: None,
-            wants: false,
-            seed: own,
-            up: links.0,
-            down: links.1,
-            begins: Time::ZERO,
-            holdings: blobs.iter().map(Holding::new).collect(),
-            connected: Vec::new(),
-            uploads: 0,
-            streams: 0,
+            busy_until: Time::ZERO,
+            swarm_timer: Timer::NEVER,
             verifies_until: Time::ZERO,
             writes_until: Time::ZERO,
+            load: Load::default(),
+            uploads: 0,
+            streams: 0,
+            alive: true,
+            lie: None,
+            up: links.0,
+            peer,
+            down: links.1,
+            holdings: blobs.iter().map(Holding::new).collect(),
+            connected: Vec::new(),
             pace: Pace::default(),
+            swarm: Swarm::new(peer, place, limits.clone(), own),
+            tracker: Tracker::new(limits.clone(), own ^ 1),
+            tracker_timer: Timer::NEVER,
+            place,
+            signs: Bytes::TRUE,
+            gone: false,
+            removed: false,
+            wants: false,
             slowed: false,
+            down_times: Vec::new(),
+            lost: None,
+            seed: own,
+            begins: Time::ZERO,
         }
     }
 
@@ -264,7 +294,7 @@ impl Node {
         self.alive = true;
         self.wants = false;
         self.uploads = 0;
-        (self.verifies_until, self.writes_until) = (now, now);
+        (self.busy_until, self.verifies_until, self.writes_until) = (now, now, now);
     }
 
     pub(crate) fn lose_disk(&mut self, blobs: &[Blob]) {
@@ -370,4 +400,16 @@ pub const fn mix(one: u64, other: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^ (x >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::mem::offset_of;
+
+    use super::Node;
+
+    #[test]
+    fn what_is_often_looked_at_fills_cache_lines() {
+        assert_eq!((offset_of!(Node, peer), offset_of!(Node, connected)), (64, 128));
+    }
 }

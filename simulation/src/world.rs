@@ -71,9 +71,7 @@ pub struct World {
     queue: Queue<(u32, Event)>,
     /// How often each node went down.
     generations: Vec<u32>,
-    /// Until when each node's processor works on what came before.
-    busy_until: Vec<Time>,
-    /// Deadlines of machines: of node `n` that of the swarm at `2 n`, of the tracker at `2 n + 1`.
+    /// When deadlines of machines are looked at: of node `n` that of the swarm at `2 n`, of the tracker at `2 n + 1`.
     timers: Soonest,
     pub(crate) blobs: Vec<Blob>,
     /// The layers' digests, sorted, and their numbers.
@@ -188,8 +186,8 @@ impl World {
         let end = self.net.next_end(self.now);
         let ends = end.map_or(FOREVER, |(time, _)| time);
         let queued = self.queue.due();
-        let timer = self.timers.moment();
-        let next = ends.min(queued).min(timer);
+        let timer = self.timer(ends.min(queued));
+        let next = timer.map_or(ends.min(queued), |(time, _)| time);
         let spins = self.tally.counted(Count::Spins) >= SPINS_MAX;
         let over = self.unfinished == 0 && self.pending == 0 || spins;
         if over || next == FOREVER || next > Time::ZERO + self.plan.limit.0 {
@@ -205,11 +203,39 @@ impl World {
             {
                 self.happen(event);
             }
-        } else if let Some((_, place)) = self.timers.first() {
+        } else if let Some((_, place)) = timer {
             let machine = if place % 2 == 0 { Machine::Swarm } else { Machine::Tracker };
             self.elapsed(place / 2, machine);
         }
         true
+    }
+
+    /// The first machine that wants time before a moment.
+    fn timer(&mut self, before: Time) -> Option<(Time, usize)> {
+        while self.timers.moment() < before {
+            let (moment, place) = self.timers.first()?;
+            let node = &mut self.nodes[place / 2];
+            let timer = if place % 2 == 0 { &mut node.swarm_timer } else { &mut node.tracker_timer };
+            if timer.due == moment {
+                return Some((moment, place));
+            }
+            timer.filed = timer.due;
+            self.timers.set(place, timer.due);
+        }
+        None
+    }
+
+    /// A machine wants time then.
+    fn arm(&mut self, node: usize, machine: Machine, due: Time) {
+        let timer = match machine {
+            Machine::Swarm => &mut self.nodes[node].swarm_timer,
+            Machine::Tracker => &mut self.nodes[node].tracker_timer,
+        };
+        timer.due = due;
+        if due < timer.filed {
+            timer.filed = due;
+            self.timers.set(2 * node + machine as usize, due);
+        }
     }
 
     fn push(&mut self, after: Duration, event: Event) {
@@ -335,7 +361,7 @@ impl World {
         }
         self.orders = orders;
         let due = self.nodes[node].swarm.deadline();
-        self.timers.set(2 * node, due.unwrap_or(FOREVER));
+        self.arm(node, Machine::Swarm, due.unwrap_or(FOREVER));
     }
 
     fn tracker(&mut self, node: usize, input: tracker::Input) {
@@ -349,24 +375,31 @@ impl World {
         }
         self.sends = sends;
         let due = self.nodes[node].tracker.deadline();
-        self.timers.set(2 * node + 1, due.unwrap_or(FOREVER));
+        self.arm(node, Machine::Tracker, due.unwrap_or(FOREVER));
     }
 
     /// A machine's deadline has come.
     fn elapsed(&mut self, node: usize, machine: Machine) {
-        let place = 2 * node + machine as usize;
-        self.timers.set(place, FOREVER);
         self.note(4, node, machine as u64);
-        match machine {
-            Machine::Swarm => self.swarm(node, Input::Elapsed),
-            Machine::Tracker => self.tracker(node, tracker::Input::Elapsed),
-        }
-        if self.timers.get(place) <= self.now {
+        // Machines are never called twice at a moment without a new deadline.
+        let due = match machine {
+            Machine::Swarm => {
+                self.nodes[node].swarm_timer.due = FOREVER;
+                self.swarm(node, Input::Elapsed);
+                self.nodes[node].swarm_timer.due
+            }
+            Machine::Tracker => {
+                self.nodes[node].tracker_timer.due = FOREVER;
+                self.tracker(node, tracker::Input::Elapsed);
+                self.nodes[node].tracker_timer.due
+            }
+        };
+        if due <= self.now {
             self.tally.count(Count::Spins);
             let sound = self.tally.counted(Count::Spins) != SPINS_MAX;
             self.checks.rule(sound, || format!("node {node} wants time for its {machine:?} again and again"));
         }
-        self.timers.raise(place, self.now + TURN);
+        self.arm(node, machine, due.max(self.now + TURN));
     }
 
     /// The number of a layer.

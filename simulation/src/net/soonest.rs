@@ -104,13 +104,6 @@ impl Soonest {
         }
     }
 
-    /// Sets a moment unless a later one is set.
-    pub(crate) fn raise(&mut self, place: usize, moment: Time) {
-        if moment > self.get(place) {
-            self.set(place, moment);
-        }
-    }
-
     /// When the first one is due.
     pub(crate) const fn moment(&self) -> Time {
         self.least

@@ -55,7 +55,6 @@ impl World {
             blobs,
             names,
             generations: vec![0; nodes.len()],
-            busy_until: vec![Time::ZERO; nodes.len()],
             pulls: Pulls::new(nodes.len()),
             unfinished: nodes.iter().filter(|node| node.lie.is_none()).count(),
             liars: nodes.iter().any(|node| node.lie.is_some()),

@@ -63,7 +63,7 @@ impl World {
         match self.nodes[sender].lie {
             Some(Lie::Silent) => true,
             Some(Lie::ForgedChain) => {
-                if self.nodes[sender].uploads < self.limits.uploads_max {
+                if (self.nodes[sender].uploads as usize) < self.limits.uploads_max {
                     self.transmit(id, self.nodes[sender].signs);
                 } else {
                     self.refuse(id, Answer::Busy);

@@ -57,7 +57,7 @@ impl World {
     pub(super) fn received(&mut self, node: usize, from: usize, message: Message) {
         let for_tracker = matches!(message, Message::Join(_) | Message::Leave { .. });
         self.note(if for_tracker { 2 } else { 1 }, node, u64::from(!for_tracker));
-        self.tally.load.message(node, self.now);
+        self.tally.busiest = self.tally.busiest.max(self.nodes[node].load.message(self.now));
         if self.is_lost(node, from) {
             return;
         }

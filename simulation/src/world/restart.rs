@@ -53,8 +53,8 @@ impl World {
     fn go_down(&mut self, dead: usize) {
         self.nodes[dead].alive = false;
         self.generations[dead] += 1;
-        self.timers.set(2 * dead, FOREVER);
-        self.timers.set(2 * dead + 1, FOREVER);
+        self.nodes[dead].swarm_timer.due = FOREVER;
+        self.nodes[dead].tracker_timer.due = FOREVER;
         let streams = self.origin.streams.keys().filter(|(node, _)| *node == dead);
         let runs: Vec<RunId> = streams.map(|(_, run)| *run).collect();
         for run in runs {
@@ -126,7 +126,6 @@ impl World {
         self.note(15, node, 0);
         let seed = u64::from(self.generations[node]);
         self.nodes[node].renew(&self.limits, seed, self.now);
-        self.busy_until[node] = self.now;
         for blob in 0..self.blobs.len() {
             if self.nodes[node].holdings[blob].proven.is_some() {
                 let segments = self.seal(node, blob);

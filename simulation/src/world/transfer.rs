@@ -63,7 +63,7 @@ impl World {
             return;
         }
         self.note(6, sender, u64::from(chunk.0));
-        self.tally.load.message(sender, self.now);
+        self.tally.busiest = self.tally.busiest.max(self.nodes[sender].load.message(self.now));
         if self.nodes[sender].lie.is_some() && self.lie_to_ask(id, sender) {
             return;
         }
@@ -97,7 +97,7 @@ impl World {
         self.nodes[sender].uploads += 1;
         let uploads = self.nodes[sender].uploads;
         self.checks
-            .rule(uploads <= self.limits.uploads_max, || format!("node {sender} serves {uploads} chunks at once"));
+            .rule(uploads as usize <= self.limits.uploads_max, || format!("node {sender} serves {uploads} chunks at once"));
         let (path, bytes) = (self.path(sender, receiver), self.blobs[blob].layout.len(chunk));
         let flow = self.start(path, None, bytes, Carrier::Chunk(id));
         if let Some(ask) = self.asks.get_mut(id.0) {

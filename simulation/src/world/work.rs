@@ -47,7 +47,7 @@ impl World {
             return Some(event);
         }
         let Some(node) = self.worker(&event) else { return Some(event) };
-        let busy = &mut self.busy_until[node];
+        let busy = &mut self.nodes[node].busy_until;
         *busy = *busy + cost;
         if *busy <= self.now {
             *busy = self.now;
@@ -75,7 +75,7 @@ impl World {
         if cost == Duration::ZERO {
             return cost;
         }
-        let busy = &mut self.busy_until[node];
+        let busy = &mut self.nodes[node].busy_until;
         *busy = (*busy).max(self.now) + cost;
         busy.since(self.now)
     }
@@ -158,7 +158,7 @@ mod tests {
         let mut world = world("connect_cost = \"3ms\"\nmessage_cost = \"1ms\"\nrtt = \"0ms\"");
         assert_eq!([world.handshake(0), world.handshake(0)].map(|work| work.as_millis()), [3, 6]);
         assert_eq!(world.handshake(1), Duration::from_millis(3));
-        assert_eq!(world.busy_until[0].as_nanos(), 6_000_000);
+        assert_eq!(world.nodes[0].busy_until.as_nanos(), 6_000_000);
     }
 
     #[test]
