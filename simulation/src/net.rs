@@ -162,7 +162,6 @@ impl Path {
     fn links(&self) -> &[LinkId] {
         &self.links[..usize::from(self.len)]
     }
-
 }
 
 impl LinkId {

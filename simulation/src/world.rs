@@ -26,6 +26,7 @@ mod tally;
 mod tests;
 mod transfer;
 mod trouble;
+mod wheel;
 mod work;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -185,8 +186,14 @@ impl World {
     pub fn step(&mut self) -> bool {
         let end = self.net.next_end(self.now);
         let ends = end.map_or(FOREVER, |(time, _)| time);
-        let queued = self.queue.due();
-        let timer = self.timer(ends.min(queued));
+        let (mut queued, mut timer);
+        loop {
+            queued = self.queue.due();
+            timer = self.timer(ends.min(queued));
+            if timer.is_some() || queued >= ends || !self.queue.settle() {
+                break;
+            }
+        }
         let next = timer.map_or(ends.min(queued), |(time, _)| time);
         let spins = self.tally.counted(Count::Spins) >= SPINS_MAX;
         let over = self.unfinished == 0 && self.pending == 0 || spins;

@@ -6,7 +6,7 @@ use rand::SeedableRng;
 use rand_pcg::Pcg64Mcg;
 use shoal_proto::{chunk::ChunkSet, time::Time};
 
-use super::{Costs, Event, LOOK, Links, Pulls, Queue, Slab, Tally, World};
+use super::{Costs, Event, Links, Pulls, Queue, Slab, Tally, World};
 use crate::{
     bound::{Fate, bound},
     check::Checks,
@@ -44,7 +44,7 @@ impl World {
         let mut timers = Soonest::default();
         timers.reserve(2 * nodes.len());
         let links = Links::new(plan, &mut net);
-        let mut delays = vec![Duration::ZERO, plan.dht.locate.0, plan.detect.0, plan.origin_latency.0, LOOK];
+        let mut delays = vec![Duration::ZERO];
         delays.extend(links.halves().into_iter().map(|half| half + plan.message_cost.0));
         let mut world = Self {
             plan: plan.clone(),

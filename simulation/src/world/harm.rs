@@ -9,10 +9,7 @@ use shoal_proto::{
 };
 
 use super::{Ask, Event, Stage, World};
-use crate::{
-    node::Pace,
-    plan::What,
-};
+use crate::{node::Pace, plan::What};
 
 /// A partition that lasts, or whose connections are not given up yet.
 #[derive(Debug)]

@@ -73,7 +73,8 @@ impl World {
     }
 
     pub(super) fn serve(&mut self, node: usize, id: AskId) {
-        let Some(ask) = self.asks.get_mut(id.0).filter(|ask| ask.sender.at() == node && ask.stage == Stage::Waiting) else {
+        let Some(ask) = self.asks.get_mut(id.0).filter(|ask| ask.sender.at() == node && ask.stage == Stage::Waiting)
+        else {
             self.checks.rule(false, || format!("node {node} serves what nobody waits for"));
             return;
         };
@@ -96,8 +97,9 @@ impl World {
         }
         self.nodes[sender].uploads += 1;
         let uploads = self.nodes[sender].uploads;
-        self.checks
-            .rule(uploads as usize <= self.limits.uploads_max, || format!("node {sender} serves {uploads} chunks at once"));
+        self.checks.rule(uploads as usize <= self.limits.uploads_max, || {
+            format!("node {sender} serves {uploads} chunks at once")
+        });
         let (path, bytes) = (self.path(sender, receiver), self.blobs[blob].layout.len(chunk));
         let flow = self.start(path, None, bytes, Carrier::Chunk(id));
         if let Some(ask) = self.asks.get_mut(id.0) {
