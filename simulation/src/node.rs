@@ -310,7 +310,14 @@ impl Node {
     /// Whether there is a connection with another node.
     #[must_use]
     pub fn is_connected(&self, other: usize) -> bool {
-        self.connected.binary_search(&(other as u32)).is_ok()
+        const FEW: usize = 64;
+        let other = other as u32;
+        // Among few, looking at all is faster than waiting for one after another.
+        if self.connected.len() <= FEW {
+            self.connected.contains(&other)
+        } else {
+            self.connected.binary_search(&other).is_ok()
+        }
     }
 
     /// Notes a connection; returns whether it is new.

@@ -86,8 +86,8 @@ pub struct World {
     /// By [`AskId`].
     asks: Slab<Ask>,
     pulls: Pulls,
-    /// What the transfers of [`Net`] carry, by the index of a [`FlowId`].
-    carriers: Vec<Option<Carrier>>,
+    /// Streams that transfers carry, by their tags.
+    carriers: Slab<(usize, RunId)>,
     /// Faults that wait for the origin's work, by their place in the plan.
     faults_to_come: Vec<usize>,
     /// Faults that wait for a node that streams from the origin.
@@ -129,9 +129,9 @@ struct Ask {
     sender: Index,
     blob: Index,
     chunk: ChunkIndex,
-    /// Its receiver's pull, by its place among the open ones.
+    /// Its receiver's pull, and its place among the open ones as long as it is one of them.
     pull: PullId,
-    place: u32,
+    place: Option<u16>,
     stage: Stage,
     flow: Option<FlowId>,
     /// What its sender sends.

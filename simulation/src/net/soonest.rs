@@ -68,8 +68,8 @@ impl Soonest {
         (at / WIDTH, at % WIDTH)
     }
 
-    /// When a place is due.
-    pub(crate) fn get(&self, place: usize) -> Time {
+    #[cfg(test)]
+    fn get(&self, place: usize) -> Time {
         let (line, at) = Self::at(self.first + place);
         self.lines[line].0[at]
     }
@@ -94,13 +94,6 @@ impl Soonest {
             };
             self.lines[above].0[at] = least;
             line = above;
-        }
-    }
-
-    /// Sets a moment unless an earlier one is set.
-    pub(crate) fn lower(&mut self, place: usize, moment: Time) {
-        if moment < self.get(place) {
-            self.set(place, moment);
         }
     }
 

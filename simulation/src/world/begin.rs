@@ -66,7 +66,7 @@ impl World {
             origin,
             dht,
             asks: Slab::default(),
-            carriers: Vec::new(),
+            carriers: Slab::default(),
             faults_to_come: Vec::new(),
             holders_to_come: Vec::new(),
             chance: Pcg64Mcg::seed_from_u64(mix(seed, 0xfa17)),

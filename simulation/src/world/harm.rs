@@ -93,7 +93,10 @@ impl World {
             let wasted = self.end_upload(id);
             self.tally.wasted_bytes += wasted;
             self.bin().down += wasted;
-            self.pulls.close(ask.receiver.at(), ask.place, id);
+            self.pulls.close(ask.receiver.at(), ask.place);
+            if let Some(ask) = self.asks.get_mut(id.0) {
+                ask.place = None;
+            }
             if matches!(ask.stage, Stage::Waiting | Stage::Serving) {
                 self.push(notice, Event::Ended(id));
             } else {

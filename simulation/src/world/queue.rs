@@ -113,9 +113,16 @@ impl<E> Queue<E> {
 /// Things with names that are never given twice.
 #[derive(Debug)]
 pub(super) struct Slab<T> {
-    /// Generation, and what is there.
-    places: Vec<(u32, Option<T>)>,
+    places: Vec<Place<T>>,
     free: Vec<u32>,
+}
+
+/// One that fits is found in one cache line.
+#[derive(Debug)]
+#[repr(align(64))]
+struct Place<T> {
+    generation: u32,
+    thing: Option<T>,
 }
 
 impl<T> Default for Slab<T> {
@@ -127,28 +134,29 @@ impl<T> Default for Slab<T> {
 impl<T> Slab<T> {
     pub(super) fn insert(&mut self, thing: T) -> u64 {
         let at = self.free.pop().unwrap_or_else(|| {
-            self.places.push((0, None));
+            self.places.push(Place { generation: 0, thing: None });
             self.places.len() as u32 - 1
         });
-        let (generation, place) = &mut self.places[at as usize];
-        *place = Some(thing);
-        u64::from(*generation) << 32 | u64::from(at)
+        let place = &mut self.places[at as usize];
+        place.thing = Some(thing);
+        u64::from(place.generation) << 32 | u64::from(at)
     }
 
     pub(super) fn get(&self, id: u64) -> Option<&T> {
-        let (generation, thing) = self.places.get(id as u32 as usize)?;
+        let Place { generation, thing } = self.places.get(id as u32 as usize)?;
         thing.as_ref().filter(|_| u64::from(*generation) == id >> 32)
     }
 
     pub(super) fn get_mut(&mut self, id: u64) -> Option<&mut T> {
-        let (generation, thing) = self.places.get_mut(id as u32 as usize)?;
+        let Place { generation, thing } = self.places.get_mut(id as u32 as usize)?;
         thing.as_mut().filter(|_| u64::from(*generation) == id >> 32)
     }
 
     pub(super) fn remove(&mut self, id: u64) -> Option<T> {
         self.get(id)?;
-        let (generation, thing) = &mut self.places[id as u32 as usize];
-        *generation = generation.wrapping_add(1);
+        let Place { generation, thing } = &mut self.places[id as u32 as usize];
+        // The highest bit is free for others to use.
+        *generation = (*generation + 1) & (u32::MAX >> 1);
         self.free.push(id as u32);
         thing.take()
     }
@@ -156,7 +164,7 @@ impl<T> Slab<T> {
     /// All that is there, by its place.
     pub(super) fn iter(&self) -> impl Iterator<Item = (u64, &T)> {
         let named = self.places.iter().enumerate();
-        named.filter_map(|(at, (generation, thing))| {
+        named.filter_map(|(at, Place { generation, thing })| {
             thing.as_ref().map(|thing| (u64::from(*generation) << 32 | at as u64, thing))
         })
     }

@@ -68,6 +68,9 @@ impl World {
             self.tally.wasted_bytes += wasted;
             if ask.receiver.at() == dead && matches!(ask.stage, Stage::Waiting | Stage::Serving) {
                 // A sender learns of its receiver's death with the connection's end, and may serve until then.
+                if let Some(ask) = self.asks.get_mut(id.0) {
+                    ask.place = None;
+                }
                 self.push(detect, Event::Ended(id));
             } else if ask.receiver.at() == dead || ask.stage != Stage::Done {
                 self.asks.remove(id.0);

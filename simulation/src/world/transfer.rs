@@ -17,6 +17,9 @@ use crate::{
     timeline::Moved,
 };
 
+/// In the tag of a transfer from the origin.
+const STREAM: u64 = 1 << 63;
+
 impl World {
     pub(super) fn pull(
         &mut self,
@@ -38,11 +41,12 @@ impl World {
         let stage = Stage::Sent;
         let bytes = Bytes::TRUE;
         let [receiver, from, layer] = [node, sender, blob].map(Index::new);
-        let ask = Ask { receiver, sender: from, blob: layer, chunk, pull, place: 0, stage, flow: None, bytes, sound };
+        let ask =
+            Ask { receiver, sender: from, blob: layer, chunk, pull, place: None, stage, flow: None, bytes, sound };
         let ask = AskId(self.asks.insert(ask));
         let place = self.pulls.open(node, pull, ask);
         if let Some(ask) = self.asks.get_mut(ask.0) {
-            ask.place = place;
+            ask.place = Some(place);
         }
         if !sound {
             self.claims.insert(ask.0, expected);
@@ -58,7 +62,7 @@ impl World {
         let [receiver, sender, blob] = [ask.receiver, ask.sender, ask.blob].map(Index::at);
         if !self.nodes[sender].is_connected(receiver) || self.is_cut(sender, receiver) {
             // It went down or is cut off, and the receiver has not noticed yet.
-            self.pulls.close(receiver, place, id);
+            self.pulls.close(receiver, place);
             self.asks.remove(id.0);
             return;
         }
@@ -109,17 +113,18 @@ impl World {
 
     /// Starts a transfer.
     pub(super) fn start(&mut self, path: Path, cap: Option<u64>, bytes: u64, carrier: Carrier) -> FlowId {
-        let flow = self.net.start(self.now, path, cap, bytes);
-        if self.carriers.len() <= flow.index() {
-            self.carriers.resize(flow.index() + 1, None);
-        }
-        self.carriers[flow.index()] = Some(carrier);
-        flow
+        let tag = match carrier {
+            Carrier::Chunk(ask) => ask.0,
+            Carrier::Stream(node, run) => STREAM | self.carriers.insert((node, run)),
+        };
+        self.net.start(self.now, path, cap, bytes, tag)
     }
 
     /// Ends a transfer; returns the bytes that it still had to send.
     pub(super) fn stop(&mut self, flow: FlowId) -> u64 {
-        self.carriers[flow.index()] = None;
+        if let Some(tag) = self.net.tag(flow).filter(|tag| tag & STREAM != 0) {
+            self.carriers.remove(tag & !STREAM);
+        }
         self.net.stop(self.now, flow)
     }
 
@@ -145,12 +150,11 @@ impl World {
     }
 
     pub(super) fn flow_ended(&mut self, flow: FlowId) {
-        match self.carriers[flow.index()] {
-            Some(Carrier::Chunk(ask)) => self.sent(ask),
-            Some(Carrier::Stream(node, run)) => self.streamed(node, run),
-            None => {
-                self.net.stop(self.now, flow);
-            }
+        let Some(tag) = self.net.tag(flow) else { return };
+        if tag & STREAM == 0 {
+            self.sent(AskId(tag));
+        } else if let Some((node, run)) = self.carriers.get(tag & !STREAM).copied() {
+            self.streamed(node, run);
         }
     }
 
@@ -187,7 +191,8 @@ impl World {
         let [receiver, sender, blob] = [ask.receiver, ask.sender, ask.blob].map(Index::at);
         self.note(7, receiver, u64::from(chunk.0) << 8 | verdict as u64);
         let bytes = self.blobs[blob].layout.len(chunk);
-        let wanted = self.pulls.close(receiver, ask.place, id);
+        let wanted = ask.place.is_some();
+        self.pulls.close(receiver, ask.place);
         if !ask.sound {
             self.claims.remove(&id.0);
         }
@@ -212,7 +217,10 @@ impl World {
     pub(super) fn cancel(&mut self, node: usize, pull: PullId) {
         let Some(id) = self.pulls.take(node, pull) else { return };
         self.tally.count(Count::Cancels);
-        let sender = self.asks.get(id.0).map_or(node, |ask| ask.sender.at());
+        let sender = self.asks.get_mut(id.0).map_or(node, |ask| {
+            ask.place = None;
+            ask.sender.at()
+        });
         self.push(self.message_time(node, sender), Event::Withdrawn(id));
     }
 
