@@ -190,12 +190,12 @@ impl Net {
         loop {
             let (moment, link) = self.ends.first()?;
             let (mut end, mut index) = (FOREVER, 0);
-            for entry in self.links[link].flows() {
+            self.links[link].flows().for_each(|entry| {
                 let flow = &self.flows[entry.flow as usize];
                 if flow.end < end && flow.last() == link {
                     (end, index) = (flow.end, entry.flow);
                 }
-            }
+            });
             if end == moment {
                 self.next = Some((end, FlowId { index, generation: self.flows[index as usize].generation }));
                 return self.next;

@@ -136,14 +136,11 @@ fn bytes(message: &Message) -> usize {
             let states = count(&segment.states) + 32 * segment.states.len();
             named(digest) + number(*size) + 32 + index(segment.from) + states + 64
         }
-        Message::Subscribe { .. }
-        | Message::Join(_)
-        | Message::Joined { .. }
-        | Message::Peers { .. }
-        | Message::Revoked { .. }
-        | Message::Leave { .. }
-        | Message::Unsubscribe { .. }
-        | Message::Unknown { .. } => return encode_message(message).len(),
+        Message::Subscribe { digest, frontier } => named(digest) + index(*frontier),
+        Message::Leave { digest } | Message::Unsubscribe { digest } | Message::Unknown { digest } => named(digest),
+        Message::Join(_) | Message::Joined { .. } | Message::Peers { .. } | Message::Revoked { .. } => {
+            return encode_message(message).len();
+        }
     };
     FRAME_HEADER_BYTES + body
 }
@@ -191,6 +188,9 @@ mod tests {
                 Message::Fresh { digest: Digest::sha512([3; 64]), chunks },
                 Message::Got { digest, chunks: (0..300).map(ChunkIndex).collect() },
                 Message::Unknown { digest },
+                Message::Leave { digest },
+                Message::Unsubscribe { digest },
+                Message::Subscribe { digest, frontier: last },
             ];
             messages.extend(blob.segments(author).into_iter().map(|segment| Message::Segment {
                 digest,

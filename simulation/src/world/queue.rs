@@ -100,6 +100,10 @@ impl<E> Queue<E> {
         let ((time, number), at) = self.first;
         let popped = if let Some(Lane { front, events, .. }) = self.lanes.get_mut(at) {
             let popped = events.pop_front();
+            // A ring is walked through from end to end: one that was widened by a crowd once would never be in a cache.
+            if events.len() < events.capacity() / 4 {
+                events.shrink_to(events.capacity() / 2);
+            }
             *front = events.front().map_or(NEVER, |(key, _)| *key);
             popped
         } else {
