@@ -22,6 +22,7 @@ use shoal_proto::{
 
 use crate::{
     net::{FOREVER, LinkId},
+    peers::Peers,
     plan::{Lie, Window},
     timeline::Load,
 };
@@ -91,8 +92,8 @@ pub struct Node {
     pub(crate) down: LinkId,
     /// Layers, in the plan's order.
     pub(crate) holdings: Vec<Holding>,
-    /// Whom it has a connection with, in order.
-    pub(crate) connected: Vec<u32>,
+    /// Whom it has a connection with.
+    pub(crate) connected: Peers,
     /// What its rates are multiplied by.
     pub(crate) pace: Pace,
     pub(crate) swarm: Swarm,
@@ -268,7 +269,7 @@ impl Node {
             peer,
             down: links.1,
             holdings: blobs.iter().map(Holding::new).collect(),
-            connected: Vec::new(),
+            connected: Peers::default(),
             pace: Pace::default(),
             swarm: Swarm::new(peer, place, limits.clone(), own),
             tracker: Tracker::new(limits.clone(), own ^ 1),
@@ -305,31 +306,6 @@ impl Node {
     #[must_use]
     pub fn counts_as_unfinished(&self) -> bool {
         !self.gone && self.lie.is_none() && !self.is_complete()
-    }
-
-    /// Whether there is a connection with another node.
-    #[must_use]
-    pub fn is_connected(&self, other: usize) -> bool {
-        const FEW: usize = 64;
-        let other = other as u32;
-        // Among few, looking at all is faster than waiting for one after another.
-        if self.connected.len() <= FEW {
-            self.connected.contains(&other)
-        } else {
-            self.connected.binary_search(&other).is_ok()
-        }
-    }
-
-    /// Notes a connection; returns whether it is new.
-    pub(crate) fn connect(&mut self, other: usize) -> bool {
-        let place = self.connected.binary_search(&(other as u32));
-        place.map_err(|place| self.connected.insert(place, other as u32)).is_err()
-    }
-
-    /// Notes that a connection is gone; returns whether there was one.
-    pub(crate) fn disconnect(&mut self, other: usize) -> bool {
-        let place = self.connected.binary_search(&(other as u32));
-        place.map(|place| self.connected.remove(place)).is_ok()
     }
 
     /// Whether it has every layer, proven.

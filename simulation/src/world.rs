@@ -12,6 +12,7 @@ mod end;
 mod event;
 mod fault;
 mod find;
+mod foresee;
 mod harm;
 mod lie;
 mod links;
@@ -204,6 +205,7 @@ impl World {
         if let Some((_, flow)) = end.filter(|_| ends == next) {
             self.flow_ended(flow);
         } else if queued == next {
+            self.foresee();
             if let Some((_, (generation, event), again)) = self.queue.pop()
                 && event.target().is_none_or(|node| self.generations[node] == generation)
                 && let Some(event) = if again { Some(event) } else { self.work(generation, event) }

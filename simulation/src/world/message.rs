@@ -15,7 +15,7 @@ use crate::node::{Node, contact};
 
 impl World {
     pub(super) fn send(&mut self, from: usize, to: usize, message: Message) {
-        let connected = from == to || self.nodes[from].is_connected(to);
+        let connected = from == to || self.nodes[from].connected.contains(to);
         self.checks.rule(connected, || format!("node {from} sends to {to} without a connection: {message:?}"));
         if !connected {
             return;
@@ -39,7 +39,7 @@ impl World {
             Duration::ZERO
         } else {
             self.tally.control_bytes += bytes(&message) as u64;
-            if self.generations[to] > 0 && !self.nodes[to].is_connected(from) {
+            if self.generations[to] > 0 && !self.nodes[to].connected.contains(from) {
                 return;
             }
             self.message_time(from, to)
@@ -88,12 +88,12 @@ impl World {
             self.push(self.plan.detect.0, Event::Unreached { from, to });
             return;
         }
-        if !self.nodes[from].alive || !self.nodes[from].connect(to) {
+        if !self.nodes[from].alive || !self.nodes[from].connected.insert(to) {
             return;
         }
         // The other side may not have noticed yet that an earlier process is gone.
         self.disconnect(to, from);
-        self.nodes[to].connect(from);
+        self.nodes[to].connected.insert(from);
         for (node, other) in [(from, to), (to, from)] {
             let work = self.handshake(node);
             if work == Duration::ZERO {
@@ -106,7 +106,7 @@ impl World {
 
     /// A node has worked on a new connection.
     pub(super) fn connected(&mut self, node: usize, other: usize) {
-        if self.nodes[node].is_connected(other) {
+        if self.nodes[node].connected.contains(other) {
             let Node { peer, place, .. } = self.nodes[other];
             self.swarm(node, Input::Connected { peer, place });
         }
@@ -114,7 +114,7 @@ impl World {
 
     /// A dial was in vain, unless the other side's came through meanwhile.
     pub(super) fn unreached(&mut self, from: usize, to: usize) {
-        if !self.nodes[from].is_connected(to) {
+        if !self.nodes[from].connected.contains(to) {
             let peer = self.nodes[to].peer;
             self.swarm(from, Input::Disconnected { peer });
         }

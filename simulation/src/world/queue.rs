@@ -25,17 +25,21 @@ struct Lane<E> {
     delay: Duration,
     front: Key,
     events: VecDeque<(Key, E)>,
+    /// Of how many events at the front it was said that they come.
+    told: usize,
 }
 
 /// The lane of nothing and nobody: events that are on the wheel.
 const WHEEL: usize = usize::MAX;
+/// Events that are told of at a time.
+const AHEAD: usize = 12;
 
 impl<E> Queue<E> {
     /// An empty queue with lanes for these delays.
     pub(super) fn new(mut delays: Vec<Duration>) -> Self {
         delays.sort_unstable();
         delays.dedup();
-        let lane = |delay| Lane { delay, front: NEVER, events: VecDeque::new() };
+        let lane = |delay| Lane { delay, front: NEVER, events: VecDeque::new(), told: 0 };
         let lanes = delays.into_iter().map(lane).collect();
         Self { lanes, wheel: Wheel::new(), sequence: 0, first: (NEVER, WHEEL) }
     }
@@ -94,12 +98,22 @@ impl<E> Queue<E> {
         }
     }
 
+    /// Tells of events that will come soon, some at a time.
+    pub(super) fn foretell(&mut self) -> impl Iterator<Item = &E> {
+        let lane = self.lanes.get_mut(self.first.1).filter(|lane| lane.told == 0);
+        lane.into_iter().flat_map(|lane| {
+            lane.told = lane.events.len().min(AHEAD);
+            lane.events.iter().take(AHEAD).map(|(_, event)| event)
+        })
+    }
+
     /// Takes out the next event; says also whether it was put off before.
     pub(super) fn pop(&mut self) -> Option<(Time, E, bool)> {
         while self.settle() {}
         let ((time, number), at) = self.first;
-        let popped = if let Some(Lane { front, events, .. }) = self.lanes.get_mut(at) {
+        let popped = if let Some(Lane { front, events, told, .. }) = self.lanes.get_mut(at) {
             let popped = events.pop_front();
+            *told = told.saturating_sub(1);
             // A ring is walked through from end to end: one that was widened by a crowd once would never be in a cache.
             if events.len() < events.capacity() / 4 {
                 events.shrink_to(events.capacity() / 2);

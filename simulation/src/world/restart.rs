@@ -77,8 +77,8 @@ impl World {
             }
         }
         self.pulls.clear(dead);
-        for node in std::mem::take(&mut self.nodes[dead].connected) {
-            self.push(detect, Event::Lost { node: node as usize, dead });
+        for node in std::mem::take(&mut self.nodes[dead].connected).sorted() {
+            self.push(detect, Event::Lost { node, dead });
         }
         self.push(self.plan.dht.staleness.0, Event::Removed(dead));
     }
@@ -163,14 +163,14 @@ impl World {
 
     /// A node finds that its connection to one that went down is gone, unless there is a new one.
     pub(super) fn lost(&mut self, node: usize, dead: usize) {
-        if !self.nodes[dead].is_connected(node) {
+        if !self.nodes[dead].connected.contains(node) {
             self.disconnect(node, dead);
         }
     }
 
     pub(super) fn disconnect(&mut self, node: usize, other: usize) {
         let peer = self.nodes[other].peer;
-        if self.nodes[node].disconnect(other) {
+        if self.nodes[node].connected.remove(other) {
             self.swarm(node, Input::Disconnected { peer });
             self.tracker(node, tracker::Input::Disconnected { peer });
         }

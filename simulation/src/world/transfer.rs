@@ -60,7 +60,7 @@ impl World {
         ask.stage = Stage::Waiting;
         let Ask { chunk, place, .. } = *ask;
         let [receiver, sender, blob] = [ask.receiver, ask.sender, ask.blob].map(Index::at);
-        if !self.nodes[sender].is_connected(receiver) || self.is_cut(sender, receiver) {
+        if !self.nodes[sender].connected.contains(receiver) || self.is_cut(sender, receiver) {
             // It went down or is cut off, and the receiver has not noticed yet.
             self.pulls.close(receiver, place);
             self.asks.remove(id.0);

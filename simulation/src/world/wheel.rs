@@ -1,6 +1,9 @@
 //! Things that are due at any time: a wheel of short spans.
 
-use std::{cmp::Reverse, collections::BinaryHeap};
+use std::{
+    cmp::{Ordering, Reverse},
+    collections::BinaryHeap,
+};
 
 /// When a thing is due, in nanoseconds, and its number: the order in which things come.
 pub(super) type Key = (u64, u64);
@@ -12,51 +15,65 @@ pub(super) const NEVER: Key = (u64::MAX, u64::MAX);
 const SPAN_BITS: u32 = 10;
 /// Spans on the wheel: 4 ms.
 const SPANS: u64 = 64 * 64;
-/// No place.
-const NONE: u32 = u32::MAX;
 
 /// Things in the order of their keys.
 ///
-/// What is due soon lies in the list of its span, unordered; only the things of the next span that has any are put in
-/// order. What is due later than the wheel turns waits in a heap. So most things come and go at the same small cost
+/// What is due soon lies with others of its span, unordered; only the things of the next span that has any are put in
+/// order. What is due later than the wheel turns waits elsewhere. So most things come and go at the same small cost
 /// however many wait.
 #[derive(Debug)]
 pub(super) struct Wheel<T> {
-    places: Vec<Place<T>>,
-    /// The first of the free places.
-    free: u32,
-    /// The first place of each span.
-    lists: Vec<u32>,
+    /// The things of each span.
+    spans: Vec<Vec<(Key, Option<T>)>>,
+    /// Room of spans that are over: that which was used last is used next.
+    spare: Vec<Vec<(Key, Option<T>)>>,
     /// Which spans have things, and which words of that.
     full: [u64; 64],
     words: u64,
-    /// The last span whose things are all in `near`.
+    /// The last span whose things are all in `now`.
     span: u64,
-    /// The next things and their places, the first one at the end.
-    near: Vec<(Key, u32)>,
-    /// If there are none: no thing has a lower key.
+    now: Vec<(Key, Option<T>)>,
+    /// The order of what is left of these: keys and places, the first one at the end.
+    order: Vec<(Key, u32)>,
+    /// If nothing is left: no thing has a lower key.
     bound: Key,
-    far: BinaryHeap<Reverse<(Key, u32)>>,
+    far: BinaryHeap<Reverse<Far<T>>>,
 }
 
+/// A thing that is due late, in the order of the keys.
 #[derive(Debug)]
-struct Place<T> {
-    key: Key,
-    thing: Option<T>,
-    /// The next place in the list of its span, or the next free one.
-    next: u32,
+struct Far<T>(Key, T);
+
+impl<T> PartialEq for Far<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.0 == other.0
+    }
+}
+
+impl<T> Eq for Far<T> {}
+
+impl<T> PartialOrd for Far<T> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl<T> Ord for Far<T> {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.cmp(&other.0)
+    }
 }
 
 impl<T> Wheel<T> {
     pub(super) fn new() -> Self {
         Self {
-            places: Vec::new(),
-            free: NONE,
-            lists: vec![NONE; SPANS as usize],
+            spans: (0..SPANS).map(|_| Vec::new()).collect(),
+            spare: Vec::new(),
             full: [0; 64],
             words: 0,
             span: 0,
-            near: Vec::new(),
+            now: Vec::new(),
+            order: Vec::new(),
             bound: NEVER,
             far: BinaryHeap::new(),
         }
@@ -64,42 +81,37 @@ impl<T> Wheel<T> {
 
     pub(super) fn push(&mut self, key: Key, thing: T) {
         let span = key.0 >> SPAN_BITS;
-        let (list, (word, bit)) = ((span % SPANS) as usize, Self::bit(span));
-        let on_wheel = span > self.span && span - self.span < SPANS;
-        let next = if on_wheel { self.lists[list] } else { NONE };
-        let place = Place { key, thing: Some(thing), next };
-        let at = self.free;
-        let at = if let Some(free) = self.places.get_mut(at as usize) {
-            self.free = free.next;
-            *free = place;
-            at
+        if span <= self.span {
+            let before = self.order.partition_point(|(other, _)| *other > key);
+            self.order.insert(before, (key, self.now.len() as u32));
+            self.now.push((key, Some(thing)));
+        } else if span - self.span < SPANS {
+            let things = &mut self.spans[(span % SPANS) as usize];
+            if things.is_empty() {
+                let (word, bit) = Self::bit(span);
+                self.full[word] |= 1 << bit;
+                self.words |= 1 << word;
+                if let Some(spare) = self.spare.pop() {
+                    *things = spare;
+                }
+            }
+            things.push((key, Some(thing)));
         } else {
-            self.places.push(place);
-            self.places.len() as u32 - 1
-        };
-        if on_wheel {
-            self.lists[list] = at;
-            self.full[word] |= 1 << bit;
-            self.words |= 1 << word;
-        } else if span <= self.span {
-            let before = self.near.partition_point(|(other, _)| *other > key);
-            self.near.insert(before, (key, at));
-        } else {
-            self.far.push(Reverse((key, at)));
+            self.far.push(Reverse(Far(key, thing)));
         }
         self.bound = self.bound.min((span << SPAN_BITS, 0));
     }
 
     /// The key of the first thing, or [`NEVER`]. If the wheel has to turn for it, only a bound: no thing has a lower key.
     pub(super) fn front(&self) -> Key {
-        self.near.last().map_or(self.bound, |(key, _)| *key)
+        self.order.last().map_or(self.bound, |(key, _)| *key)
     }
 
     /// Turns so that [`Self::front`] is exact; returns whether it was not.
     ///
     /// This is done as late as possible: what comes before the next things costs a search among them.
     pub(super) fn settle(&mut self) -> bool {
-        let turns = self.near.is_empty() && self.bound != NEVER;
+        let turns = self.order.is_empty() && self.bound != NEVER;
         if turns {
             self.turn();
         }
@@ -108,12 +120,10 @@ impl<T> Wheel<T> {
 
     /// Takes out the first thing of a wheel that is settled.
     pub(super) fn pop(&mut self) -> Option<(Key, T)> {
-        let (key, at) = self.near.pop()?;
-        let place = &mut self.places[at as usize];
-        let thing = place.thing.take();
-        place.next = self.free;
-        self.free = at;
-        if self.near.is_empty() {
+        let (key, at) = self.order.pop()?;
+        let thing = self.now[at as usize].1.take();
+        if self.order.is_empty() {
+            self.now.clear();
             self.bound = self.next_any().map_or(NEVER, |span| (span << SPAN_BITS, 0));
         }
         thing.map(|thing| (key, thing))
@@ -143,7 +153,7 @@ impl<T> Wheel<T> {
 
     /// The next span that has things.
     fn next_any(&self) -> Option<u64> {
-        let far = self.far.peek().map(|Reverse((key, _))| key.0 >> SPAN_BITS);
+        let far = self.far.peek().map(|Reverse(far)| far.0.0 >> SPAN_BITS);
         self.next_span().into_iter().chain(far).min()
     }
 
@@ -155,17 +165,16 @@ impl<T> Wheel<T> {
         if self.full[word] >> bit & 1 == 1 {
             self.full[word] &= !(1 << bit);
             self.words &= !(u64::from(self.full[word] == 0) << word);
-            let mut at = std::mem::replace(&mut self.lists[(span % SPANS) as usize], NONE);
-            while let Some(place) = self.places.get(at as usize) {
-                self.near.push((place.key, at));
-                at = place.next;
-            }
+            let things = std::mem::take(&mut self.spans[(span % SPANS) as usize]);
+            self.spare.push(std::mem::replace(&mut self.now, things));
         }
-        while let Some(Reverse((key, at))) = self.far.peek().filter(|far| far.0.0.0 >> SPAN_BITS == span) {
-            self.near.push((*key, *at));
-            self.far.pop();
+        while self.far.peek().is_some_and(|Reverse(far)| far.0.0 >> SPAN_BITS == span)
+            && let Some(Reverse(Far(key, thing))) = self.far.pop()
+        {
+            self.now.push((key, Some(thing)));
         }
-        self.near.sort_unstable_by_key(|(key, _)| Reverse(*key));
+        self.order.extend(self.now.iter().enumerate().map(|(at, (key, _))| (*key, at as u32)));
+        self.order.sort_unstable_by_key(|(key, _)| Reverse(*key));
     }
 }
 

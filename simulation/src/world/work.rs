@@ -133,7 +133,7 @@ mod tests {
         let mut world = world(&format!("{text}\nlate = [{{ nodes = 10, at = \"5s\" }}]\nrtt = \"1ms\""));
         let digest = world.blobs[0].digest;
         for from in 1..4 {
-            world.nodes[from].connect(0);
+            world.nodes[from].connected.insert(0);
             world.send(from, 0, Message::Unknown { digest });
         }
         let mut times = Vec::new();
