@@ -272,7 +272,7 @@ impl Net {
         let offer = link.offer;
         let mut used = 0.0;
         for (flow, wish) in wishes.drain(..) {
-            let rate = wish.min(offer);
+            let rate = least(wish, offer);
             used += rate;
             self.give(now, flow, rate, at);
         }
@@ -292,7 +292,7 @@ impl Net {
             (path.links(), *cap)
         };
         let others = links.iter().filter(|link| link.at() != but);
-        others.map(|link| self.links[link.at()].offer).fold(cap, f64::min)
+        others.map(|link| self.links[link.at()].offer).fold(cap, least)
     }
 
     /// A transfer has another rate; the link `but` knows.
@@ -326,4 +326,9 @@ impl Net {
             self.ends.set(last, end);
         }
     }
+}
+
+/// The lower of two numbers, both of which are some.
+const fn least(one: f64, other: f64) -> f64 {
+    if one < other { one } else { other }
 }

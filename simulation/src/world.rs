@@ -390,7 +390,6 @@ impl World {
     /// A machine's deadline has come.
     fn elapsed(&mut self, node: usize, machine: Machine) {
         self.note(4, node, machine as u64);
-        // Machines are never called twice at a moment without a new deadline.
         let due = match machine {
             Machine::Swarm => {
                 self.nodes[node].swarm_timer.due = FOREVER;
