@@ -20,6 +20,7 @@ pub mod net;
 pub mod node;
 pub mod origin;
 pub mod page;
+mod peers;
 pub mod plan;
 pub mod random;
 pub mod report;

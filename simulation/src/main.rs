@@ -112,10 +112,34 @@ fn failed(report: &Report) {
     err(format_args!("FAILED: plan {plan}, seed {seed}: {unmet_count} unmet. Replay: {replay}"));
 }
 
+/// With so many nodes a run waits for the memory most of its time.
+const CROWD: usize = 1000;
+
+/// Starts this program anew with memory in large pages, which cost a crowd a fifth less time. Where that cannot be had, all
+/// goes on as it is.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn take_large_pages() {
+    use std::{env, os::unix::process::CommandExt, process};
+    const TUNABLES: &str = "GLIBC_TUNABLES";
+    if env::var_os(TUNABLES).is_none()
+        && let Ok(program) = env::current_exe()
+    {
+        let arguments = env::args_os().skip(1);
+        // It returns only if it failed.
+        drop(process::Command::new(program).args(arguments).env(TUNABLES, "glibc.malloc.hugetlb=1").exec());
+    }
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+const fn take_large_pages() {}
+
 fn run(run: &Run) -> Result<ExitCode, String> {
     let drawn = run.random.map(|seed| format!("random-{seed}"));
     let name = run.plan.clone().or(drawn).unwrap_or_default();
     let plan = Plan::load(&name, &run.settings).map_err(|error| error.to_string())?;
+    if plan.nodes >= CROWD {
+        take_large_pages();
+    }
     let (seed, about) = (run.seed.unwrap_or(plan.seed), plan.about.clone());
     let work = Work { name: &name, settings: &run.settings, plan };
     let Some(seeds) = &run.seeds else {

@@ -14,15 +14,17 @@ use shoal_proto::{
     digest::Digest,
     limits::Limits,
     peer::{Contact, PeerId, Place},
-    swarm::{AskId, FetchError, PullId, Restored, Swarm},
+    swarm::{FetchError, Restored, Swarm},
     time::Time,
     tracker::Tracker,
     wire::SEGMENT_STATES_MAX,
 };
 
 use crate::{
-    net::LinkId,
+    net::{FOREVER, LinkId},
+    peers::Peers,
     plan::{Lie, Window},
+    timeline::Load,
 };
 
 /// A layer that all nodes want. Its states are made up: nothing is hashed in this world.
@@ -32,6 +34,20 @@ pub struct Blob {
     pub digest: Digest,
     /// How it is cut.
     pub layout: Layout,
+}
+
+/// The number of a node or of a layer, where many are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Index(u32);
+
+impl Index {
+    pub(crate) const fn new(at: usize) -> Self {
+        Self(at as u32)
+    }
+
+    pub(crate) const fn at(self) -> usize {
+        self.0 as usize
+    }
 }
 
 /// What a chunk's bytes are: nothing is hashed here, so bytes are known by who made them up.
@@ -46,54 +62,75 @@ impl Bytes {
 }
 
 /// A node.
+///
+/// Among thousands of nodes, what an event costs is what it reads of the memory: what each event looks at stands in the
+/// first cache lines, what is seldom looked at behind the machines.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub struct Node {
-    /// Who it is.
-    pub peer: PeerId,
-    pub(crate) swarm: Swarm,
-    pub(crate) tracker: Tracker,
-    pub(crate) place: Place,
-    /// How it lies.
-    pub(crate) lie: Option<Lie>,
-    /// The chain that it signs.
-    pub(crate) signs: Bytes,
-    /// Whether it is up.
-    pub(crate) alive: bool,
-    /// Whether it is down for good.
-    pub(crate) gone: bool,
-    /// Whether the DHT found that it was down.
-    pub(crate) removed: bool,
-    /// When it was down.
-    pub(crate) down_times: Vec<Window>,
-    /// Until when it was down the last time that it lost its disk, after the start.
-    pub(crate) lost: Option<Duration>,
-    /// Whether its process has wished for its layers.
-    pub(crate) wants: bool,
-    seed: u64,
-    pub(crate) up: LinkId,
-    pub(crate) down: LinkId,
-    /// When it begins to want the layers.
-    pub(crate) begins: Time,
-    /// Layers, in the plan's order.
-    pub(crate) holdings: Vec<Holding>,
-    /// Whom it has a connection with, in order.
-    pub(crate) connected: Vec<u32>,
-    /// Its pulls that are not answered yet, and what became of them. Few.
-    pub(crate) pulls: Vec<(PullId, AskId)>,
-    /// Chunks that it sends.
-    pub(crate) uploads: usize,
-    /// Streams that it has asked the origin for.
-    pub(crate) streams: usize,
     /// Until when its processor works on what came before.
     pub(crate) busy_until: Time,
+    /// When its swarm wants time.
+    pub(crate) swarm_timer: Timer,
     /// Until when it verifies what came before.
     pub(crate) verifies_until: Time,
     /// Until when it writes what came before.
     pub(crate) writes_until: Time,
+    /// Messages that it took in.
+    pub(crate) load: Load,
+    /// Chunks that it sends.
+    pub(crate) uploads: u32,
+    /// Streams that it has asked the origin for.
+    pub(crate) streams: u32,
+    /// Whether it is up.
+    pub(crate) alive: bool,
+    /// How it lies.
+    pub(crate) lie: Option<Lie>,
+    pub(crate) up: LinkId,
+    /// Who it is.
+    pub peer: PeerId,
+    pub(crate) down: LinkId,
+    /// Layers, in the plan's order.
+    pub(crate) holdings: Vec<Holding>,
+    /// Whom it has a connection with.
+    pub(crate) connected: Peers,
     /// What its rates are multiplied by.
     pub(crate) pace: Pace,
+    pub(crate) swarm: Swarm,
+    pub(crate) tracker: Tracker,
+    /// When its tracker wants time.
+    pub(crate) tracker_timer: Timer,
+    pub(crate) place: Place,
+    /// The chain that it signs.
+    pub(crate) signs: Bytes,
+    /// Whether it is down for good.
+    pub(crate) gone: bool,
+    /// Whether the DHT found that it was down.
+    pub(crate) removed: bool,
+    /// Whether its process has wished for its layers.
+    pub(crate) wants: bool,
     /// Whether it was ever made slow.
     pub(crate) slowed: bool,
+    /// When it was down.
+    pub(crate) down_times: Vec<Window>,
+    /// Until when it was down the last time that it lost its disk, after the start.
+    pub(crate) lost: Option<Duration>,
+    seed: u64,
+    /// When it begins to want the layers.
+    pub(crate) begins: Time,
+}
+
+/// When a machine wants time.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Timer {
+    /// When it does.
+    pub(crate) due: Time,
+    /// When it is looked at next: not after that. Most machines put their time off again and again.
+    pub(crate) filed: Time,
+}
+
+impl Timer {
+    const NEVER: Self = Self { due: FOREVER, filed: FOREVER };
 }
 
 /// What the rates of a node are multiplied by.
@@ -219,32 +256,34 @@ impl Node {
         let peer = PeerId(name(seed, at));
         let own = mix(seed, at as u64);
         Self {
-            peer,
-            swarm: Swarm::new(peer, place, limits.clone(), own),
-            tracker: Tracker::new(limits.clone(), own ^ 1),
-            place,
-            lie: None,
-            signs: Bytes::TRUE,
-            alive: true,
-            gone: false,
-            removed: false,
-            down_times: Vec::new(),
-            lost: None,
-            wants: false,
-            seed: own,
-            up: links.0,
-            down: links.1,
-            begins: Time::ZERO,
-            holdings: blobs.iter().map(Holding::new).collect(),
-            connected: Vec::new(),
-            pulls: Vec::new(),
-            uploads: 0,
-            streams: 0,
             busy_until: Time::ZERO,
+            swarm_timer: Timer::NEVER,
             verifies_until: Time::ZERO,
             writes_until: Time::ZERO,
+            load: Load::default(),
+            uploads: 0,
+            streams: 0,
+            alive: true,
+            lie: None,
+            up: links.0,
+            peer,
+            down: links.1,
+            holdings: blobs.iter().map(Holding::new).collect(),
+            connected: Peers::default(),
             pace: Pace::default(),
+            swarm: Swarm::new(peer, place, limits.clone(), own),
+            tracker: Tracker::new(limits.clone(), own ^ 1),
+            tracker_timer: Timer::NEVER,
+            place,
+            signs: Bytes::TRUE,
+            gone: false,
+            removed: false,
+            wants: false,
             slowed: false,
+            down_times: Vec::new(),
+            lost: None,
+            seed: own,
+            begins: Time::ZERO,
         }
     }
 
@@ -267,30 +306,6 @@ impl Node {
     #[must_use]
     pub fn counts_as_unfinished(&self) -> bool {
         !self.gone && self.lie.is_none() && !self.is_complete()
-    }
-
-    /// Whether there is a connection with another node.
-    #[must_use]
-    pub fn is_connected(&self, other: usize) -> bool {
-        self.connected.binary_search(&(other as u32)).is_ok()
-    }
-
-    /// Notes a connection; returns whether it is new.
-    pub(crate) fn connect(&mut self, other: usize) -> bool {
-        let place = self.connected.binary_search(&(other as u32));
-        place.map_err(|place| self.connected.insert(place, other as u32)).is_err()
-    }
-
-    /// Notes that a connection is gone; returns whether there was one.
-    pub(crate) fn disconnect(&mut self, other: usize) -> bool {
-        let place = self.connected.binary_search(&(other as u32));
-        place.map(|place| self.connected.remove(place)).is_ok()
-    }
-
-    /// Takes a pull out of the open ones.
-    pub(crate) fn close_pull(&mut self, pull: PullId) -> Option<AskId> {
-        let place = self.pulls.iter().position(|(open, _)| *open == pull)?;
-        Some(self.pulls.swap_remove(place).1)
     }
 
     /// Whether it has every layer, proven.
@@ -368,4 +383,16 @@ pub const fn mix(one: u64, other: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^ (x >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::mem::offset_of;
+
+    use super::Node;
+
+    #[test]
+    fn what_is_often_looked_at_fills_cache_lines() {
+        assert_eq!((offset_of!(Node, peer), offset_of!(Node, connected)), (64, 128));
+    }
 }

@@ -1,4 +1,4 @@
-//! What is counted over time: bytes in bins of equal width, and messages of the busiest node.
+//! What is counted over time: bytes in bins of equal width, and messages of a node.
 
 use std::time::Duration;
 
@@ -28,12 +28,11 @@ pub struct Timeline {
     bins: Vec<Moved>,
 }
 
-/// Messages that each node took in within the current second.
-#[derive(Debug)]
+/// Messages that a node took in within the current second.
+#[derive(Debug, Default, Clone, Copy)]
 pub struct Load {
-    /// For each node: the second, and messages in it.
-    nodes: Vec<(u32, u32)>,
-    most: u32,
+    second: u32,
+    count: u32,
 }
 
 impl Timeline {
@@ -81,27 +80,14 @@ impl Timeline {
 }
 
 impl Load {
-    /// For so many nodes.
-    #[must_use]
-    pub fn new(nodes: usize) -> Self {
-        Self { nodes: vec![(0, 0); nodes], most: 0 }
-    }
-
-    /// A node takes in a message.
-    pub fn message(&mut self, node: usize, now: Time) {
+    /// The node takes in a message; returns how many it took in within this second.
+    pub const fn message(&mut self, now: Time) -> u32 {
         let second = (now.as_nanos() / 1_000_000_000) as u32;
-        let (current, count) = &mut self.nodes[node];
-        if *current != second {
-            (*current, *count) = (second, 0);
+        if self.second != second {
+            *self = Self { second, count: 0 };
         }
-        *count += 1;
-        self.most = self.most.max(*count);
-    }
-
-    /// What one node took in within one second, at most.
-    #[must_use]
-    pub const fn most(&self) -> u32 {
-        self.most
+        self.count += 1;
+        self.count
     }
 }
 
@@ -128,11 +114,8 @@ mod tests {
     }
 
     #[test]
-    fn the_busiest_second_of_the_busiest_node_is_kept() {
-        let mut load = Load::new(2);
-        for (node, second) in [(0, 1), (0, 1), (1, 1), (0, 2), (1, 2), (1, 2), (1, 2), (0, 3)] {
-            load.message(node, at(second));
-        }
-        assert_eq!(load.most(), 3);
+    fn messages_are_counted_anew_in_each_second() {
+        let mut load = Load::default();
+        assert_eq!([0, 0, 1, 2, 2, 2, 3].map(|second| load.message(at(second))), [1, 2, 1, 1, 2, 3, 1]);
     }
 }

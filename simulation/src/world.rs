@@ -9,13 +9,16 @@
 
 mod begin;
 mod end;
+mod event;
 mod fault;
 mod find;
+mod foresee;
 mod harm;
 mod lie;
 mod links;
 mod message;
 mod orders;
+mod pulls;
 mod queue;
 mod restart;
 mod stream;
@@ -24,27 +27,29 @@ mod tally;
 mod tests;
 mod transfer;
 mod trouble;
+mod wheel;
 mod work;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use rand_pcg::Pcg64Mcg;
 use shoal_proto::{
-    chain::{Expected, LinkEnd},
+    chain::Expected,
     chunk::ChunkIndex,
     claim::Segment,
     digest::Digest,
     limits::Limits,
-    peer::Contact,
-    swarm::{AskId, Input, Output, PullId, ReaderId, RunId, Verdict},
+    swarm::{AskId, Input, Output, PullId, ReaderId, RunId},
     time::Time,
     tracker,
     wire::Message,
 };
 
 use self::{
+    event::Event,
     harm::Cut,
     links::Links,
+    pulls::Pulls,
     queue::{Queue, Slab},
     tally::{Count, Tally},
     work::Costs,
@@ -53,7 +58,7 @@ use crate::{
     check::Checks,
     dht::Dht,
     net::{FOREVER, FlowId, Net, Soonest},
-    node::{Blob, Bytes, Node, mix, number},
+    node::{Blob, Bytes, Index, Node, mix, number},
     origin::Origin,
     plan::Plan,
     report::Report,
@@ -68,7 +73,7 @@ pub struct World {
     queue: Queue<(u32, Event)>,
     /// How often each node went down.
     generations: Vec<u32>,
-    /// Deadlines of machines: of node `n` that of the swarm at `2 n`, of the tracker at `2 n + 1`.
+    /// When deadlines of machines are looked at: of node `n` that of the swarm at `2 n`, of the tracker at `2 n + 1`.
     timers: Soonest,
     pub(crate) blobs: Vec<Blob>,
     /// The layers' digests, sorted, and their numbers.
@@ -81,8 +86,9 @@ pub struct World {
     dht: Dht,
     /// By [`AskId`].
     asks: Slab<Ask>,
-    /// What the transfers of [`Net`] carry, by the index of a [`FlowId`].
-    carriers: Vec<Option<Carrier>>,
+    pulls: Pulls,
+    /// Streams that transfers carry, by their tags.
+    carriers: Slab<(usize, RunId)>,
     /// Faults that wait for the origin's work, by their place in the plan.
     faults_to_come: Vec<usize>,
     /// Faults that wait for a node that streams from the origin.
@@ -117,105 +123,16 @@ pub struct World {
     sends: Vec<tracker::Send>,
 }
 
-/// What happens.
-#[derive(Debug)]
-enum Event {
-    /// A fact reaches a node's swarm.
-    Swarm(usize, Input),
-    /// A fact reaches a node's tracker.
-    Tracker(usize, tracker::Input),
-    /// A node begins to want its layers.
-    Begin(usize),
-    /// A node wishes again for a layer that it could not get.
-    Again(usize, usize),
-    /// A dial comes to its end.
-    Dialled { from: usize, to: usize },
-    /// A node has worked on a new connection.
-    Connected { node: usize, other: usize },
-    /// A dial was in vain.
-    Unreached { from: usize, to: usize },
-    /// An ask reaches its sender.
-    Asked(AskId),
-    /// The withdrawal of an ask reaches its sender.
-    Withdrawn(AskId),
-    /// The answer to an ask has reached its receiver and is verified.
-    Answered(AskId, Verdict),
-    /// The origin begins to answer.
-    Streaming(usize, RunId),
-    /// A chunk from the origin is verified and written.
-    Stored { node: usize, run: RunId, chunk: ChunkIndex, end: Option<LinkEnd> },
-    /// A node looks how far its stream from the origin is.
-    Looked(usize, RunId),
-    /// Others can find a holder.
-    Announced(usize, usize),
-    /// The origin's answer to a request is an error.
-    Refused(usize, RunId, Option<Duration>),
-    /// The origin goes out: what it sends breaks off.
-    Outage,
-    /// A fault of the plan begins.
-    Fault(usize),
-    /// A fault hits a node.
-    Strike { fault: usize, node: usize },
-    /// A slow time is over.
-    Quick { fault: usize, node: usize },
-    /// The connections that a partition cut are given up.
-    Severed(usize),
-    /// A partition is over.
-    Healed(usize),
-    /// A node is up again.
-    Back(usize),
-    /// A sender finds that the receiver of an upload is gone.
-    Ended(AskId),
-    /// A node finds that its connection to a dead one is gone.
-    Lost { node: usize, dead: usize },
-    /// The DHT finds that a node is gone.
-    Removed(usize),
-    /// The DHT finds that a node is back.
-    Returned(usize),
-}
-
-impl Event {
-    /// The node whose process it is for: a later process knows nothing of it.
-    const fn target(&self) -> Option<usize> {
-        match self {
-            Self::Swarm(node, _)
-            | Self::Tracker(node, _)
-            | Self::Again(node, _)
-            | Self::Dialled { from: node, .. }
-            | Self::Connected { node, .. }
-            | Self::Unreached { from: node, .. }
-            | Self::Stored { node, .. }
-            | Self::Streaming(node, _)
-            | Self::Looked(node, _)
-            | Self::Refused(node, ..)
-            | Self::Lost { node, .. }
-            | Self::Removed(node) => Some(*node),
-            Self::Begin(_)
-            | Self::Asked(_)
-            | Self::Withdrawn(_)
-            | Self::Answered(..)
-            | Self::Announced(..)
-            | Self::Outage
-            | Self::Fault(_)
-            | Self::Strike { .. }
-            | Self::Quick { .. }
-            | Self::Severed(_)
-            | Self::Healed(_)
-            | Self::Back(_)
-            | Self::Ended(_)
-            | Self::Returned(_) => None,
-        }
-    }
-}
-
 /// A chunk that one node asked another for.
 #[derive(Debug, Clone, Copy)]
 struct Ask {
-    receiver: usize,
-    sender: usize,
-    blob: usize,
+    receiver: Index,
+    sender: Index,
+    blob: Index,
     chunk: ChunkIndex,
+    /// Its receiver's pull, and its place among the open ones as long as it is one of them.
     pull: PullId,
+    place: Option<u16>,
     stage: Stage,
     flow: Option<FlowId>,
     /// What its sender sends.
@@ -270,9 +187,15 @@ impl World {
     pub fn step(&mut self) -> bool {
         let end = self.net.next_end(self.now);
         let ends = end.map_or(FOREVER, |(time, _)| time);
-        let queued = self.queue.due();
-        let timer = self.timers.moment();
-        let next = ends.min(queued).min(timer);
+        let (mut queued, mut timer);
+        loop {
+            queued = self.queue.due();
+            timer = self.timer(ends.min(queued));
+            if timer.is_some() || queued >= ends || !self.queue.settle() {
+                break;
+            }
+        }
+        let next = timer.map_or(ends.min(queued), |(time, _)| time);
         let spins = self.tally.counted(Count::Spins) >= SPINS_MAX;
         let over = self.unfinished == 0 && self.pending == 0 || spins;
         if over || next == FOREVER || next > Time::ZERO + self.plan.limit.0 {
@@ -282,17 +205,46 @@ impl World {
         if let Some((_, flow)) = end.filter(|_| ends == next) {
             self.flow_ended(flow);
         } else if queued == next {
+            self.foresee();
             if let Some((_, (generation, event), again)) = self.queue.pop()
                 && event.target().is_none_or(|node| self.generations[node] == generation)
                 && let Some(event) = if again { Some(event) } else { self.work(generation, event) }
             {
                 self.happen(event);
             }
-        } else if let Some((_, place)) = self.timers.first() {
+        } else if let Some((_, place)) = timer {
             let machine = if place % 2 == 0 { Machine::Swarm } else { Machine::Tracker };
             self.elapsed(place / 2, machine);
         }
         true
+    }
+
+    /// The first machine that wants time before a moment.
+    fn timer(&mut self, before: Time) -> Option<(Time, usize)> {
+        while self.timers.moment() < before {
+            let (moment, place) = self.timers.first()?;
+            let node = &mut self.nodes[place / 2];
+            let timer = if place % 2 == 0 { &mut node.swarm_timer } else { &mut node.tracker_timer };
+            if timer.due == moment {
+                return Some((moment, place));
+            }
+            timer.filed = timer.due;
+            self.timers.set(place, timer.due);
+        }
+        None
+    }
+
+    /// A machine wants time then.
+    fn arm(&mut self, node: usize, machine: Machine, due: Time) {
+        let timer = match machine {
+            Machine::Swarm => &mut self.nodes[node].swarm_timer,
+            Machine::Tracker => &mut self.nodes[node].tracker_timer,
+        };
+        timer.due = due;
+        if due < timer.filed {
+            timer.filed = due;
+            self.timers.set(2 * node + machine as usize, due);
+        }
     }
 
     fn push(&mut self, after: Duration, event: Event) {
@@ -306,6 +258,10 @@ impl World {
         self.push(after, event);
     }
 
+    fn push_fact(&mut self, after: Duration, node: usize, fact: Input) {
+        self.push(after, Event::Swarm(node, Box::new(fact)));
+    }
+
     fn note(&mut self, code: u64, node: usize, detail: u64) {
         self.trace = mix(mix(self.trace, self.now.as_nanos()), mix(code << 32 | node as u64, detail));
         self.tally.events += 1;
@@ -315,27 +271,18 @@ impl World {
         match event {
             Event::Swarm(node, input) => {
                 self.note(1, node, kind(&input));
-                if let Input::Received { peer, message } = &input {
-                    self.tally.load.message(node, self.now);
-                    if self.is_lost(node, *peer) {
-                        return;
-                    }
-                    if let Message::Subscribe { digest, .. } = message {
-                        self.open(node, *digest);
-                    }
-                }
-                self.swarm(node, input);
+                self.swarm(node, *input);
             }
-            Event::Tracker(node, input) => {
-                self.note(2, node, 0);
-                self.tally.load.message(node, self.now);
-                if let tracker::Input::Joined { contact: Contact { peer, .. }, .. } | tracker::Input::Left { peer, .. } =
-                    &input
-                    && self.is_lost(node, *peer)
-                {
-                    return;
-                }
-                self.tracker(node, input);
+            Event::Got { to, from, blob, chunks } => {
+                let (digest, from) = (self.blobs[blob as usize].digest, from as usize);
+                self.received(to as usize, from, Message::Got { digest, chunks });
+            }
+            Event::Message { to, from, message } => self.received(to as usize, from as usize, *message),
+            Event::Reading { node, blob, chunk } => {
+                let (digest, reader) = (self.blobs[blob as usize].digest, READER);
+                let input = Input::Reading { digest, reader, chunk };
+                self.note(1, node as usize, kind(&input));
+                self.swarm(node as usize, input);
             }
             Event::Begin(node) => {
                 self.note(3, node, 0);
@@ -352,7 +299,7 @@ impl World {
             Event::Withdrawn(ask) => self.withdrawn(ask),
             Event::Answered(ask, verdict) => self.answered(ask, verdict),
             Event::Streaming(node, run) => self.streaming(node, run),
-            Event::Stored { node, run, chunk, end } => self.stored(node, run, chunk, end),
+            Event::Stored { node, run, chunk, end } => self.stored(node, run, chunk, end.map(|end| *end)),
             Event::Looked(node, run) => self.look(node, run),
             Event::Announced(node, blob) => self.dht.announce(blob, self.nodes[node].peer),
             Event::Refused(node, run, retry_after) => self.refused(node, run, retry_after),
@@ -423,7 +370,7 @@ impl World {
         }
         self.orders = orders;
         let due = self.nodes[node].swarm.deadline();
-        self.timers.set(2 * node, due.unwrap_or(FOREVER));
+        self.arm(node, Machine::Swarm, due.unwrap_or(FOREVER));
     }
 
     fn tracker(&mut self, node: usize, input: tracker::Input) {
@@ -437,24 +384,30 @@ impl World {
         }
         self.sends = sends;
         let due = self.nodes[node].tracker.deadline();
-        self.timers.set(2 * node + 1, due.unwrap_or(FOREVER));
+        self.arm(node, Machine::Tracker, due.unwrap_or(FOREVER));
     }
 
     /// A machine's deadline has come.
     fn elapsed(&mut self, node: usize, machine: Machine) {
-        let place = 2 * node + machine as usize;
-        self.timers.set(place, FOREVER);
         self.note(4, node, machine as u64);
-        match machine {
-            Machine::Swarm => self.swarm(node, Input::Elapsed),
-            Machine::Tracker => self.tracker(node, tracker::Input::Elapsed),
-        }
-        if self.timers.get(place) <= self.now {
+        let due = match machine {
+            Machine::Swarm => {
+                self.nodes[node].swarm_timer.due = FOREVER;
+                self.swarm(node, Input::Elapsed);
+                self.nodes[node].swarm_timer.due
+            }
+            Machine::Tracker => {
+                self.nodes[node].tracker_timer.due = FOREVER;
+                self.tracker(node, tracker::Input::Elapsed);
+                self.nodes[node].tracker_timer.due
+            }
+        };
+        if due <= self.now {
             self.tally.count(Count::Spins);
             let sound = self.tally.counted(Count::Spins) != SPINS_MAX;
             self.checks.rule(sound, || format!("node {node} wants time for its {machine:?} again and again"));
         }
-        self.timers.raise(place, self.now + TURN);
+        self.arm(node, machine, due.max(self.now + TURN));
     }
 
     /// The number of a layer.

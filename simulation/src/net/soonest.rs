@@ -5,84 +5,116 @@ use shoal_proto::time::Time;
 /// Never due.
 pub(crate) const FOREVER: Time = Time::from_nanos(u64::MAX);
 
+/// Moments in a cache line.
+const WIDTH: usize = 8;
+
 /// A moment for each of a number of places; finds the earliest. Among equal ones the lowest place is first.
 ///
 /// A moment that changes costs as many steps as minima above it change: one or two, mostly. Nothing is left behind of
-/// the old one, as it would be in a heap.
-#[derive(Debug, Default)]
+/// the old one, as it would be in a heap. Eight moments have one minimum, so that a step is one cache line and ten
+/// thousand places are five steps high.
+#[derive(Debug)]
 pub(crate) struct Soonest {
-    /// Node `i` has the children `2 i` and `2 i + 1`; the places are the last half.
-    moments: Vec<Time>,
+    /// The minimum of all.
+    least: Time,
+    /// Line 0 has the highest minima; each moment `at` is the minimum of the line `at + 1`. Places are the last moments.
+    lines: Vec<Line>,
+    /// The moment of the first place.
+    first: usize,
+}
+
+#[derive(Debug, Clone)]
+#[repr(align(64))]
+struct Line([Time; WIDTH]);
+
+impl Line {
+    const NEVER: Self = Self([FOREVER; WIDTH]);
+
+    fn least(&self) -> Time {
+        self.0.iter().copied().fold(FOREVER, Time::min)
+    }
+}
+
+impl Default for Soonest {
+    fn default() -> Self {
+        Self { least: FOREVER, lines: vec![Line::NEVER], first: 0 }
+    }
 }
 
 impl Soonest {
-    fn places(&self) -> usize {
-        self.moments.len() / 2
-    }
-
     /// Makes room for places below `count`; new ones are never due.
     pub(crate) fn reserve(&mut self, count: usize) {
-        if count <= self.places() {
+        let (mut places, mut first) = (WIDTH, 0);
+        while places < count {
+            first += places;
+            places *= WIDTH;
+        }
+        if first <= self.first {
             return;
         }
-        let places = count.next_power_of_two().max(2);
-        let mut moments = vec![FOREVER; 2 * places];
-        let old = &self.moments[self.places()..];
-        moments[places..places + old.len()].copy_from_slice(old);
-        for at in (1..places).rev() {
-            moments[at] = moments[2 * at].min(moments[2 * at + 1]);
+        let old = std::mem::take(self);
+        self.first = first;
+        self.lines = vec![Line::NEVER; (first + places) / WIDTH];
+        for (place, moment) in old.places().enumerate() {
+            self.set(place, moment);
         }
-        self.moments = moments;
     }
 
-    /// When a place is due.
-    pub(crate) fn get(&self, place: usize) -> Time {
-        self.moments[self.places() + place]
+    fn places(&self) -> impl Iterator<Item = Time> {
+        self.lines[self.first / WIDTH..].iter().flat_map(|line| line.0)
+    }
+
+    const fn at(at: usize) -> (usize, usize) {
+        (at / WIDTH, at % WIDTH)
+    }
+
+    #[cfg(test)]
+    fn get(&self, place: usize) -> Time {
+        let (line, at) = Self::at(self.first + place);
+        self.lines[line].0[at]
     }
 
     pub(crate) fn set(&mut self, place: usize, moment: Time) {
-        let mut at = self.places() + place;
-        self.moments[at] = moment;
-        while at > 1 {
-            at /= 2;
-            let least = self.moments[2 * at].min(self.moments[2 * at + 1]);
-            if self.moments[at] == least {
-                break;
-            }
-            self.moments[at] = least;
-        }
-    }
-
-    /// Sets a moment unless an earlier one is set.
-    pub(crate) fn lower(&mut self, place: usize, moment: Time) {
-        if moment < self.moments[self.places() + place] {
-            self.set(place, moment);
-        }
-    }
-
-    /// Sets a moment unless a later one is set.
-    pub(crate) fn raise(&mut self, place: usize, moment: Time) {
-        if moment > self.moments[self.places() + place] {
-            self.set(place, moment);
+        let (mut line, at) = Self::at(self.first + place);
+        let (mut old, mut new) = (std::mem::replace(&mut self.lines[line].0[at], moment), moment);
+        while old != new {
+            let above = line.checked_sub(1).map(Self::at);
+            let before = above.map_or(self.least, |(line, at)| self.lines[line].0[at]);
+            let least = if new <= before {
+                new
+            } else if old == before {
+                self.lines[line].least()
+            } else {
+                return;
+            };
+            (old, new) = (before, least);
+            let Some((above, at)) = above else {
+                self.least = least;
+                return;
+            };
+            self.lines[above].0[at] = least;
+            line = above;
         }
     }
 
     /// When the first one is due.
-    pub(crate) fn moment(&self) -> Time {
-        self.moments.get(1).copied().unwrap_or(FOREVER)
+    pub(crate) const fn moment(&self) -> Time {
+        self.least
     }
 
     /// The place that is due first.
     pub(crate) fn first(&self) -> Option<(Time, usize)> {
-        let moment = self.moment();
-        if moment == FOREVER {
+        if self.least == FOREVER {
             return None;
         }
-        let mut at = 1;
-        while at < self.places() {
-            at = if self.moments[2 * at] == moment { 2 * at } else { 2 * at + 1 };
+        let mut line = 0;
+        loop {
+            let at = line * WIDTH + self.lines[line].0.iter().position(|moment| *moment == self.least)?;
+            if at >= self.first {
+                return Some((self.least, at - self.first));
+            }
+            line = at + 1;
         }
-        Some((moment, at - self.places()))
     }
 }
 

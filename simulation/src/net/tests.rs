@@ -12,7 +12,7 @@ fn near(time: Time, seconds: f64) -> bool {
 }
 
 fn start(net: &mut Net, now: Time, links: &[LinkId], bytes: u64) -> FlowId {
-    net.start(now, Path::new(links), None, bytes)
+    net.start(now, Path::new(links), None, bytes, 0)
 }
 
 /// Exact max-min rates by progressive filling: all rates grow together until a link is full; its transfers stop there.
@@ -70,7 +70,7 @@ fn a_stopped_transfer_says_what_it_had_left_and_frees_its_share() {
 fn a_cap_holds_and_a_transfer_goes_on_at_its_rate() {
     let mut net = Net::default();
     let path = Path::new(&[net.link(100), net.link(100)]);
-    let flow = net.start(Time::ZERO, path, Some(20), 20);
+    let flow = net.start(Time::ZERO, path, Some(20), 20, 7);
     let (end, _) = net.next_end(Time::ZERO).unwrap();
     assert!(near(end, 1.0));
     net.go_on(end, flow, 40);
@@ -136,7 +136,7 @@ fn links_stay_full_but_not_fuller_while_transfers_come_and_go_and_no_byte_is_los
     // Each node sends 12 chunks at any time, each to any node.
     let mut senders = vec![0; NODES * 12];
     for from in 0..NODES * 12 {
-        let flow = net.start(now, path(from % NODES), None, CHUNK);
+        let flow = net.start(now, path(from % NODES), None, CHUNK, 0);
         senders[flow.index()] = from % NODES;
         net.next_end(now);
     }
@@ -156,7 +156,7 @@ fn links_stay_full_but_not_fuller_while_transfers_come_and_go_and_no_byte_is_los
         assert_eq!(net.stop(now, flow), 0);
         ends += 1;
         let from = senders[flow.index()];
-        let flow = net.start(now, path(from), None, CHUNK);
+        let flow = net.start(now, path(from), None, CHUNK, 0);
         senders[flow.index()] = from;
     }
     let full: f64 = full / samples;

@@ -6,7 +6,7 @@ use rand::SeedableRng;
 use rand_pcg::Pcg64Mcg;
 use shoal_proto::{chunk::ChunkSet, time::Time};
 
-use super::{Costs, Event, LOOK, Links, Queue, Slab, Tally, World};
+use super::{Costs, Event, Links, Pulls, Queue, Slab, Tally, World};
 use crate::{
     bound::{Fate, bound},
     check::Checks,
@@ -44,7 +44,7 @@ impl World {
         let mut timers = Soonest::default();
         timers.reserve(2 * nodes.len());
         let links = Links::new(plan, &mut net);
-        let mut delays = vec![Duration::ZERO, plan.dht.locate.0, plan.detect.0, plan.origin_latency.0, LOOK];
+        let mut delays = vec![Duration::ZERO];
         delays.extend(links.halves().into_iter().map(|half| half + plan.message_cost.0));
         let mut world = Self {
             plan: plan.clone(),
@@ -55,6 +55,7 @@ impl World {
             blobs,
             names,
             generations: vec![0; nodes.len()],
+            pulls: Pulls::new(nodes.len()),
             unfinished: nodes.iter().filter(|node| node.lie.is_none()).count(),
             liars: nodes.iter().any(|node| node.lie.is_some()),
             forgers: nodes.iter().any(|node| node.signs != Bytes::TRUE),
@@ -65,7 +66,7 @@ impl World {
             origin,
             dht,
             asks: Slab::default(),
-            carriers: Vec::new(),
+            carriers: Slab::default(),
             faults_to_come: Vec::new(),
             holders_to_come: Vec::new(),
             chance: Pcg64Mcg::seed_from_u64(mix(seed, 0xfa17)),

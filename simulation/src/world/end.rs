@@ -52,7 +52,7 @@ impl World {
             trace: self.trace,
             counts: self.tally.counts(),
             origin_fetchers_max: self.tally.fetchers_max,
-            busiest_messages_per_s: u64::from(self.tally.load.most()),
+            busiest_messages_per_s: u64::from(self.tally.busiest),
             slices: slices.collect(),
             zones: self.tally.zones,
         };

@@ -18,8 +18,8 @@ impl World {
             (self.dht.trackers(&digest, self.plan.dht.trackers), holders, Vec::new())
         };
         let wait = self.plan.dht.locate.0;
-        self.push(wait, Event::Swarm(node, Input::Located { digest, trackers, known }));
-        self.push(wait, Event::Swarm(node, Input::Holders { digest, holders }));
+        self.push_fact(wait, node, Input::Located { digest, trackers, known });
+        self.push_fact(wait, node, Input::Holders { digest, holders });
     }
 
     /// The few nodes that a node knows by itself.
@@ -62,11 +62,12 @@ mod tests {
             |contacts: Vec<Contact>| contacts.iter().map(|contact| crate::node::number(contact.peer)).collect();
         let (mut trackers, mut holders) = (Vec::new(), None);
         while holders.is_none() {
-            match world.queue.pop().unwrap().1.1 {
-                Event::Swarm(_, Input::Located { trackers: named, known, .. }) => {
+            let Event::Swarm(_, input) = world.queue.pop().unwrap().1.1 else { continue };
+            match *input {
+                Input::Located { trackers: named, known, .. } => {
                     trackers = number(if named.is_empty() { known } else { named });
                 }
-                Event::Swarm(_, Input::Holders { holders: named, .. }) => holders = Some(number(named)),
+                Input::Holders { holders: named, .. } => holders = Some(number(named)),
                 _ => {}
             }
         }

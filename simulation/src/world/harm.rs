@@ -5,15 +5,11 @@ use std::{sync::Arc, time::Duration};
 use shoal_proto::{
     chunk::ChunkSet,
     claim::Segment,
-    peer::PeerId,
     swarm::{AskId, Restored},
 };
 
 use super::{Ask, Event, Stage, World};
-use crate::{
-    node::{Pace, number},
-    plan::What,
-};
+use crate::{node::Pace, plan::What};
 
 /// A partition that lasts, or whose connections are not given up yet.
 #[derive(Debug)]
@@ -91,13 +87,16 @@ impl World {
 
     /// Ends all asks across a cut. Their senders notice after some time, and may serve until then; so do their receivers.
     fn drop_asks(&mut self, cut: &Cut, notice: Duration) {
-        let across = self.asks.iter().filter(|(_, ask)| cut.is_between(ask.sender, ask.receiver));
+        let across = self.asks.iter().filter(|(_, ask)| cut.is_between(ask.sender.at(), ask.receiver.at()));
         let across: Vec<(AskId, Ask)> = across.map(|(id, ask)| (AskId(id), *ask)).collect();
         for (id, ask) in across {
             let wasted = self.end_upload(id);
             self.tally.wasted_bytes += wasted;
             self.bin().down += wasted;
-            self.nodes[ask.receiver].close_pull(ask.pull);
+            self.pulls.close(ask.receiver.at(), ask.place);
+            if let Some(ask) = self.asks.get_mut(id.0) {
+                ask.place = None;
+            }
             if matches!(ask.stage, Stage::Waiting | Stage::Serving) {
                 self.push(notice, Event::Ended(id));
             } else {
@@ -113,9 +112,10 @@ impl World {
         let mut cut = self.cuts.swap_remove(at);
         self.drop_asks(&cut, Duration::ZERO);
         for node in 0..self.nodes.len() {
-            let others = self.nodes[node].connected.iter().map(|other| *other as usize);
-            for other in others.filter(|other| cut.is_between(node, *other)).collect::<Vec<_>>() {
-                self.disconnect(node, other);
+            for other in self.nodes[node].connected.sorted() {
+                if cut.is_between(node, other) {
+                    self.disconnect(node, other);
+                }
             }
         }
         cut.severed = true;
@@ -140,13 +140,9 @@ impl World {
     }
 
     /// Whether a message is lost on its way to a node.
-    pub(super) fn is_lost(&self, node: usize, from: PeerId) -> bool {
-        if !self.parted {
-            return false;
-        }
-        let from = number(from);
+    pub(super) fn is_lost(&self, node: usize, from: usize) -> bool {
         // What was on its way when a connection was given up goes nowhere.
-        self.is_cut(node, from) || node != from && !self.nodes[node].is_connected(from)
+        self.parted && (self.is_cut(node, from) || node != from && !self.nodes[node].connected.contains(from))
     }
 
     /// A fetch failed: what its node has of the layer waits for the next wish, as far as it was verified.
@@ -225,7 +221,7 @@ mod tests {
         let (far, mut connected) = (across(&world), true);
         while !world.cuts.is_empty() {
             assert_eq!(across(&world), far);
-            connected = world.nodes[0].connected.iter().any(|other| other % 2 == 1);
+            connected = world.nodes[0].connected.sorted().iter().any(|other| other % 2 == 1);
             assert!(world.step());
         }
         assert!(!connected, "connections are given up");

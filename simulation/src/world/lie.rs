@@ -63,7 +63,7 @@ impl World {
         match self.nodes[sender].lie {
             Some(Lie::Silent) => true,
             Some(Lie::ForgedChain) => {
-                if self.nodes[sender].uploads < self.limits.uploads_max {
+                if (self.nodes[sender].uploads as usize) < self.limits.uploads_max {
                     self.transmit(id, self.nodes[sender].signs);
                 } else {
                     self.refuse(id, Answer::Busy);
@@ -77,7 +77,7 @@ impl World {
     /// Whether the bytes that were sent verify.
     pub(super) fn verdict(&self, id: AskId, ask: &Ask) -> Verdict {
         debug_assert_eq!(ask.stage, Stage::Done, "its last byte was sent");
-        let truth = &self.blobs[ask.blob];
+        let truth = &self.blobs[ask.blob.at()];
         let good = if ask.sound {
             ask.bytes == Bytes::TRUE
         } else {

@@ -15,7 +15,7 @@ use crate::node::{Node, contact};
 
 impl World {
     pub(super) fn send(&mut self, from: usize, to: usize, message: Message) {
-        let connected = from == to || self.nodes[from].is_connected(to);
+        let connected = from == to || self.nodes[from].connected.contains(to);
         self.checks.rule(connected, || format!("node {from} sends to {to} without a connection: {message:?}"));
         if !connected {
             return;
@@ -35,31 +35,50 @@ impl World {
             let true_word = chunks.iter().all(|chunk| holding.have.contains(*chunk));
             self.checks.rule(true_word, || format!("node {from} tells of chunks that it lacks"));
         }
-        let peer = self.nodes[from].peer;
         let after = if from == to {
             Duration::ZERO
         } else {
             self.tally.control_bytes += bytes(&message) as u64;
-            if self.generations[to] > 0 && !self.nodes[to].is_connected(from) {
+            if self.generations[to] > 0 && !self.nodes[to].connected.contains(from) {
                 return;
             }
             self.message_time(from, to)
         };
-        let event = match message {
-            Message::Join(join) => Event::Tracker(to, tracker::Input::Joined { contact: contact(peer), join }),
-            Message::Leave { digest } => Event::Tracker(to, tracker::Input::Left { peer, digest }),
+        let (from, to) = (from as u32, to as u32);
+        let event = if let Message::Got { digest, chunks } = message {
+            Event::Got { to, from, blob: self.blob(&digest) as u32, chunks }
+        } else {
+            Event::Message { to, from, message: Box::new(message) }
+        };
+        self.push(after, event);
+    }
+
+    /// A message reaches a node.
+    pub(super) fn received(&mut self, node: usize, from: usize, message: Message) {
+        let for_tracker = matches!(message, Message::Join(_) | Message::Leave { .. });
+        self.note(if for_tracker { 2 } else { 1 }, node, u64::from(!for_tracker));
+        self.tally.busiest = self.tally.busiest.max(self.nodes[node].load.message(self.now));
+        if self.is_lost(node, from) {
+            return;
+        }
+        let peer = self.nodes[from].peer;
+        match message {
+            Message::Join(join) => self.tracker(node, tracker::Input::Joined { contact: contact(peer), join }),
+            Message::Leave { digest } => self.tracker(node, tracker::Input::Left { peer, digest }),
+            Message::Subscribe { digest, .. } => {
+                self.open(node, digest);
+                self.swarm(node, Input::Received { peer, message });
+            }
             Message::Joined { .. }
             | Message::Revoked { .. }
-            | Message::Subscribe { .. }
             | Message::Unsubscribe { .. }
             | Message::Have { .. }
             | Message::Got { .. }
             | Message::Fresh { .. }
             | Message::Peers { .. }
             | Message::Segment { .. }
-            | Message::Unknown { .. } => Event::Swarm(to, Input::Received { peer, message }),
-        };
-        self.push(after, event);
+            | Message::Unknown { .. } => self.swarm(node, Input::Received { peer, message }),
+        }
     }
 
     pub(super) fn dialled(&mut self, from: usize, to: usize) {
@@ -69,12 +88,12 @@ impl World {
             self.push(self.plan.detect.0, Event::Unreached { from, to });
             return;
         }
-        if !self.nodes[from].alive || !self.nodes[from].connect(to) {
+        if !self.nodes[from].alive || !self.nodes[from].connected.insert(to) {
             return;
         }
         // The other side may not have noticed yet that an earlier process is gone.
         self.disconnect(to, from);
-        self.nodes[to].connect(from);
+        self.nodes[to].connected.insert(from);
         for (node, other) in [(from, to), (to, from)] {
             let work = self.handshake(node);
             if work == Duration::ZERO {
@@ -87,7 +106,7 @@ impl World {
 
     /// A node has worked on a new connection.
     pub(super) fn connected(&mut self, node: usize, other: usize) {
-        if self.nodes[node].is_connected(other) {
+        if self.nodes[node].connected.contains(other) {
             let Node { peer, place, .. } = self.nodes[other];
             self.swarm(node, Input::Connected { peer, place });
         }
@@ -95,7 +114,7 @@ impl World {
 
     /// A dial was in vain, unless the other side's came through meanwhile.
     pub(super) fn unreached(&mut self, from: usize, to: usize) {
-        if !self.nodes[from].is_connected(to) {
+        if !self.nodes[from].connected.contains(to) {
             let peer = self.nodes[to].peer;
             self.swarm(from, Input::Disconnected { peer });
         }
@@ -117,14 +136,11 @@ fn bytes(message: &Message) -> usize {
             let states = count(&segment.states) + 32 * segment.states.len();
             named(digest) + number(*size) + 32 + index(segment.from) + states + 64
         }
-        Message::Subscribe { .. }
-        | Message::Join(_)
-        | Message::Joined { .. }
-        | Message::Peers { .. }
-        | Message::Revoked { .. }
-        | Message::Leave { .. }
-        | Message::Unsubscribe { .. }
-        | Message::Unknown { .. } => return encode_message(message).len(),
+        Message::Subscribe { digest, frontier } => named(digest) + index(*frontier),
+        Message::Leave { digest } | Message::Unsubscribe { digest } | Message::Unknown { digest } => named(digest),
+        Message::Join(_) | Message::Joined { .. } | Message::Peers { .. } | Message::Revoked { .. } => {
+            return encode_message(message).len();
+        }
     };
     FRAME_HEADER_BYTES + body
 }
@@ -172,6 +188,9 @@ mod tests {
                 Message::Fresh { digest: Digest::sha512([3; 64]), chunks },
                 Message::Got { digest, chunks: (0..300).map(ChunkIndex).collect() },
                 Message::Unknown { digest },
+                Message::Leave { digest },
+                Message::Unsubscribe { digest },
+                Message::Subscribe { digest, frontier: last },
             ];
             messages.extend(blob.segments(author).into_iter().map(|segment| Message::Segment {
                 digest,

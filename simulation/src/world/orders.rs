@@ -61,7 +61,7 @@ impl World {
             Output::Sign { digest, from, states, .. } => {
                 let author = self.nodes[node].peer;
                 let segment = Arc::new(Segment { author, from, states, signature: Signature([0; 64]) });
-                self.push(Duration::ZERO, Event::Swarm(node, Input::Signed { digest, segment }));
+                self.push_fact(Duration::ZERO, node, Input::Signed { digest, segment });
             }
             Output::Hash { digest, chunk, before } => self.hash(node, digest, chunk, before),
         }
@@ -102,18 +102,13 @@ impl World {
         if !self.plan.readers || chunk != holding.reader {
             return;
         }
-        let (digest, reader) = (*digest, READER);
-        let input = match holding.have.first_missing(chunk) {
-            Some(next) => {
-                holding.reader = next;
-                Input::Reading { digest, reader, chunk: next }
-            }
-            None => {
-                holding.reader = count;
-                Input::ReaderLeft { digest, reader }
-            }
-        };
-        self.push(Duration::ZERO, Event::Swarm(node, input));
+        if let Some(next) = holding.have.first_missing(chunk) {
+            holding.reader = next;
+            self.push(Duration::ZERO, Event::Reading { node: node as u32, blob: blob as u32, chunk: next });
+        } else {
+            holding.reader = count;
+            self.push_fact(Duration::ZERO, node, Input::ReaderLeft { digest: *digest, reader: READER });
+        }
     }
 
     /// A claim turned out false: what rested on it is dropped, and its readers end; clients come again.
@@ -130,8 +125,8 @@ impl World {
         self.tally.wasted_bytes += dropped;
         if self.plan.readers {
             let reader = READER;
-            self.push(Duration::ZERO, Event::Swarm(node, Input::ReaderLeft { digest, reader }));
-            self.push(Duration::ZERO, Event::Swarm(node, Input::Reading { digest, reader, chunk: ChunkIndex::FIRST }));
+            self.push_fact(Duration::ZERO, node, Input::ReaderLeft { digest, reader });
+            self.push_fact(Duration::ZERO, node, Input::Reading { digest, reader, chunk: ChunkIndex::FIRST });
         }
     }
 
@@ -150,7 +145,7 @@ impl World {
             self.unfinished -= 1;
         }
         let segments = self.seal(node, blob);
-        self.push(Duration::ZERO, Event::Swarm(node, Input::Sealed { digest: *digest, segments }));
+        self.push_fact(Duration::ZERO, node, Input::Sealed { digest: *digest, segments });
     }
 
     /// The whole chain of a layer, signed. All say the same, so the first to have it lends its word: ten thousand copies would

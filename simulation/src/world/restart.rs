@@ -53,29 +53,32 @@ impl World {
     fn go_down(&mut self, dead: usize) {
         self.nodes[dead].alive = false;
         self.generations[dead] += 1;
-        self.timers.set(2 * dead, FOREVER);
-        self.timers.set(2 * dead + 1, FOREVER);
+        self.nodes[dead].swarm_timer.due = FOREVER;
+        self.nodes[dead].tracker_timer.due = FOREVER;
         let streams = self.origin.streams.keys().filter(|(node, _)| *node == dead);
         let runs: Vec<RunId> = streams.map(|(_, run)| *run).collect();
         for run in runs {
             self.stop_stream(dead, run);
         }
         let detect = self.plan.detect.0;
-        let touched = self.asks.iter().filter(|(_, ask)| ask.sender == dead || ask.receiver == dead);
+        let touched = self.asks.iter().filter(|(_, ask)| ask.sender.at() == dead || ask.receiver.at() == dead);
         let touched: Vec<(AskId, Ask)> = touched.map(|(id, ask)| (AskId(id), *ask)).collect();
         for (id, ask) in touched {
             let wasted = self.end_upload(id);
             self.tally.wasted_bytes += wasted;
-            if ask.receiver == dead && matches!(ask.stage, Stage::Waiting | Stage::Serving) {
+            if ask.receiver.at() == dead && matches!(ask.stage, Stage::Waiting | Stage::Serving) {
                 // A sender learns of its receiver's death with the connection's end, and may serve until then.
+                if let Some(ask) = self.asks.get_mut(id.0) {
+                    ask.place = None;
+                }
                 self.push(detect, Event::Ended(id));
-            } else if ask.receiver == dead || ask.stage != Stage::Done {
+            } else if ask.receiver.at() == dead || ask.stage != Stage::Done {
                 self.asks.remove(id.0);
             }
         }
-        self.nodes[dead].pulls.clear();
-        for node in std::mem::take(&mut self.nodes[dead].connected) {
-            self.push(detect, Event::Lost { node: node as usize, dead });
+        self.pulls.clear(dead);
+        for node in std::mem::take(&mut self.nodes[dead].connected).sorted() {
+            self.push(detect, Event::Lost { node, dead });
         }
         self.push(self.plan.dht.staleness.0, Event::Removed(dead));
     }
@@ -85,7 +88,7 @@ impl World {
         let wasted = self.end_upload(id);
         self.tally.wasted_bytes += wasted;
         if let Some(ask) = self.asks.remove(id.0) {
-            self.swarm(ask.sender, Input::Served { ask: id });
+            self.swarm(ask.sender.at(), Input::Served { ask: id });
         }
     }
 
@@ -160,14 +163,14 @@ impl World {
 
     /// A node finds that its connection to one that went down is gone, unless there is a new one.
     pub(super) fn lost(&mut self, node: usize, dead: usize) {
-        if !self.nodes[dead].is_connected(node) {
+        if !self.nodes[dead].connected.contains(node) {
             self.disconnect(node, dead);
         }
     }
 
     pub(super) fn disconnect(&mut self, node: usize, other: usize) {
         let peer = self.nodes[other].peer;
-        if self.nodes[node].disconnect(other) {
+        if self.nodes[node].connected.remove(other) {
             self.swarm(node, Input::Disconnected { peer });
             self.tracker(node, tracker::Input::Disconnected { peer });
         }

@@ -78,7 +78,7 @@ impl World {
         self.swarm(node, Input::OriginProgress { digest, run, bytes: so_far });
         let verified = if link_end.is_some() { self.verified(node, Duration::ZERO, bytes) } else { Duration::ZERO };
         let after = self.written(node, verified, bytes);
-        self.push(after, Event::Stored { node, run, chunk, end: link_end });
+        self.push(after, Event::Stored { node, run, chunk, end: link_end.map(Box::new) });
         self.faults_at_progress();
     }
 
@@ -113,7 +113,7 @@ impl World {
         let end = truth.link(before, chunk, holding.bytes(chunk));
         let bytes = truth.layout.len(chunk);
         let took = self.verified(node, Duration::ZERO, bytes);
-        self.push(took, Event::Swarm(node, Input::Hashed { digest, chunk, end: Some(end) }));
+        self.push_fact(took, node, Input::Hashed { digest, chunk, end: Some(end) });
     }
 
     pub(super) fn stop_stream(&mut self, node: usize, run: RunId) {

@@ -7,7 +7,7 @@ use shoal_proto::wire::Message;
 use crate::{
     plan::{Plan, Site},
     report::Traffic,
-    timeline::{Load, Timeline},
+    timeline::Timeline,
 };
 
 /// Declares what is counted, and its names in reports.
@@ -65,7 +65,8 @@ pub(crate) struct Tally {
     /// Nodes that fetched from the origin at one time, at most.
     pub(crate) fetchers_max: u64,
     pub(crate) timeline: Timeline,
-    pub(crate) load: Load,
+    /// Messages that one node took in within one second, at most.
+    pub(crate) busiest: u32,
     /// By zone of the receiver.
     pub(crate) zones: Vec<Traffic>,
 }
@@ -83,7 +84,7 @@ impl Tally {
             honest_blamed: 0,
             fetchers_max: 0,
             timeline: Timeline::new(expected),
-            load: Load::new(plan.nodes),
+            busiest: 0,
             zones: vec![Traffic::default(); plan.topology.zones],
         }
     }

@@ -12,10 +12,13 @@ use shoal_proto::{
 use super::{Ask, Carrier, Event, Stage, World, tally::Count};
 use crate::{
     net::{FlowId, Path},
-    node::{Bytes, number},
+    node::{Bytes, Index, number},
     plan::Lie,
     timeline::Moved,
 };
+
+/// In the tag of a transfer from the origin.
+const STREAM: u64 = 1 << 63;
 
 impl World {
     pub(super) fn pull(
@@ -37,12 +40,17 @@ impl World {
         self.checks.rule(needed, || format!("node {node} pulls chunk {} that it has", chunk.0));
         let stage = Stage::Sent;
         let bytes = Bytes::TRUE;
-        let ask = Ask { receiver: node, sender, blob, chunk, pull, stage, flow: None, bytes, sound };
+        let [receiver, from, layer] = [node, sender, blob].map(Index::new);
+        let ask =
+            Ask { receiver, sender: from, blob: layer, chunk, pull, place: None, stage, flow: None, bytes, sound };
         let ask = AskId(self.asks.insert(ask));
+        let place = self.pulls.open(node, pull, ask);
+        if let Some(ask) = self.asks.get_mut(ask.0) {
+            ask.place = Some(place);
+        }
         if !sound {
             self.claims.insert(ask.0, expected);
         }
-        self.nodes[node].pulls.push((pull, ask));
         self.tally.count(Count::Pulls);
         self.push(self.message_time(node, sender), Event::Asked(ask));
     }
@@ -50,15 +58,16 @@ impl World {
     pub(super) fn asked(&mut self, id: AskId) {
         let Some(ask) = self.asks.get_mut(id.0) else { return };
         ask.stage = Stage::Waiting;
-        let Ask { receiver, sender, blob, chunk, pull, sound, .. } = *ask;
-        if !self.nodes[sender].is_connected(receiver) || self.is_cut(sender, receiver) {
+        let Ask { chunk, place, sound, .. } = *ask;
+        let [receiver, sender, blob] = [ask.receiver, ask.sender, ask.blob].map(Index::at);
+        if !self.nodes[sender].connected.contains(receiver) || self.is_cut(sender, receiver) {
             // It went down or is cut off, and the receiver has not noticed yet.
-            self.nodes[receiver].close_pull(pull);
+            self.pulls.close(receiver, place);
             self.asks.remove(id.0);
             return;
         }
         self.note(6, sender, u64::from(chunk.0));
-        self.tally.load.message(sender, self.now);
+        self.tally.busiest = self.tally.busiest.max(self.nodes[sender].load.message(self.now));
         if self.nodes[sender].lie.is_some() && self.lie_to_ask(id, sender) {
             return;
         }
@@ -70,11 +79,12 @@ impl World {
     }
 
     pub(super) fn serve(&mut self, node: usize, id: AskId) {
-        let Some(ask) = self.asks.get_mut(id.0).filter(|ask| ask.sender == node && ask.stage == Stage::Waiting) else {
+        let Some(ask) = self.asks.get_mut(id.0).filter(|ask| ask.sender.at() == node && ask.stage == Stage::Waiting)
+        else {
             self.checks.rule(false, || format!("node {node} serves what nobody waits for"));
             return;
         };
-        let Ask { sender, blob, chunk, .. } = *ask;
+        let (sender, blob, chunk) = (ask.sender.at(), ask.blob.at(), ask.chunk);
         let holding = &self.nodes[sender].holdings[blob];
         let (truly, bytes) = (holding.have.contains(chunk), holding.bytes(chunk));
         self.checks.rule(truly, || format!("node {sender} serves chunk {} that it lacks", chunk.0));
@@ -86,14 +96,16 @@ impl World {
     pub(super) fn transmit(&mut self, id: AskId, bytes: Bytes) {
         let Some(ask) = self.asks.get_mut(id.0) else { return };
         (ask.stage, ask.bytes) = (Stage::Serving, bytes);
-        let Ask { receiver, sender, blob, chunk, .. } = *ask;
+        let [receiver, sender, blob] = [ask.receiver, ask.sender, ask.blob].map(Index::at);
+        let chunk = ask.chunk;
         if !self.nodes[receiver].alive || self.is_cut(sender, receiver) {
             return;
         }
         self.nodes[sender].uploads += 1;
         let uploads = self.nodes[sender].uploads;
-        self.checks
-            .rule(uploads <= self.limits.uploads_max, || format!("node {sender} serves {uploads} chunks at once"));
+        self.checks.rule(uploads as usize <= self.limits.uploads_max, || {
+            format!("node {sender} serves {uploads} chunks at once")
+        });
         let (path, bytes) = (self.path(sender, receiver), self.blobs[blob].layout.len(chunk));
         let flow = self.start(path, None, bytes, Carrier::Chunk(id));
         if let Some(ask) = self.asks.get_mut(id.0) {
@@ -103,17 +115,18 @@ impl World {
 
     /// Starts a transfer.
     pub(super) fn start(&mut self, path: Path, cap: Option<u64>, bytes: u64, carrier: Carrier) -> FlowId {
-        let flow = self.net.start(self.now, path, cap, bytes);
-        if self.carriers.len() <= flow.index() {
-            self.carriers.resize(flow.index() + 1, None);
-        }
-        self.carriers[flow.index()] = Some(carrier);
-        flow
+        let tag = match carrier {
+            Carrier::Chunk(ask) => ask.0,
+            Carrier::Stream(node, run) => STREAM | self.carriers.insert((node, run)),
+        };
+        self.net.start(self.now, path, cap, bytes, tag)
     }
 
     /// Ends a transfer; returns the bytes that it still had to send.
     pub(super) fn stop(&mut self, flow: FlowId) -> u64 {
-        self.carriers[flow.index()] = None;
+        if let Some(tag) = self.net.tag(flow).filter(|tag| tag & STREAM != 0) {
+            self.carriers.remove(tag & !STREAM);
+        }
         self.net.stop(self.now, flow)
     }
 
@@ -123,7 +136,7 @@ impl World {
             return;
         };
         ask.stage = Stage::Done;
-        let (sender, receiver) = (ask.sender, ask.receiver);
+        let (sender, receiver) = (ask.sender.at(), ask.receiver.at());
         let verdict = match answer {
             Answer::Busy => {
                 self.tally.count(Count::Busy);
@@ -139,12 +152,11 @@ impl World {
     }
 
     pub(super) fn flow_ended(&mut self, flow: FlowId) {
-        match self.carriers[flow.index()] {
-            Some(Carrier::Chunk(ask)) => self.sent(ask),
-            Some(Carrier::Stream(node, run)) => self.streamed(node, run),
-            None => {
-                self.net.stop(self.now, flow);
-            }
+        let Some(tag) = self.net.tag(flow) else { return };
+        if tag & STREAM == 0 {
+            self.sent(AskId(tag));
+        } else if let Some((node, run)) = self.carriers.get(tag & !STREAM).copied() {
+            self.streamed(node, run);
         }
     }
 
@@ -152,16 +164,17 @@ impl World {
     pub(super) fn sent(&mut self, id: AskId) {
         self.end_upload(id);
         let Some(ask) = self.asks.get(id.0).copied() else { return };
-        let bytes = self.blobs[ask.blob].layout.len(ask.chunk);
-        let trip = self.half_trip(ask.sender, ask.receiver);
-        let verified = self.verified(ask.receiver, trip, bytes);
-        let after = self.written(ask.receiver, verified, bytes);
+        let [receiver, sender, blob] = [ask.receiver, ask.sender, ask.blob].map(Index::at);
+        let bytes = self.blobs[blob].layout.len(ask.chunk);
+        let trip = self.half_trip(sender, receiver);
+        let verified = self.verified(receiver, trip, bytes);
+        let after = self.written(receiver, verified, bytes);
         let verdict = self.verdict(id, &ask);
         self.push(after, Event::Answered(id, verdict));
-        if self.nodes[ask.sender].streams > 0 {
+        if self.nodes[sender].streams > 0 {
             self.bin().holders_up += bytes;
         }
-        self.swarm(ask.sender, Input::Served { ask: id });
+        self.swarm(sender, Input::Served { ask: id });
     }
 
     /// Ends the transfer of a chunk, if it runs. Returns the bytes that were sent in vain if it was not at its end.
@@ -169,17 +182,19 @@ impl World {
         let Some(ask) = self.asks.get_mut(id.0) else { return 0 };
         let Some(flow) = ask.flow.take() else { return 0 };
         ask.stage = Stage::Done;
-        let (sender, bytes) = (ask.sender, self.blobs[ask.blob].layout.len(ask.chunk));
+        let (sender, bytes) = (ask.sender.at(), self.blobs[ask.blob.at()].layout.len(ask.chunk));
         self.nodes[sender].uploads -= 1;
         bytes.saturating_sub(self.stop(flow))
     }
 
     pub(super) fn answered(&mut self, id: AskId, verdict: Verdict) {
         let Some(ask) = self.asks.remove(id.0) else { return };
-        let Ask { receiver, sender, blob, chunk, pull, .. } = ask;
+        let Ask { chunk, pull, .. } = ask;
+        let [receiver, sender, blob] = [ask.receiver, ask.sender, ask.blob].map(Index::at);
         self.note(7, receiver, u64::from(chunk.0) << 8 | verdict as u64);
         let bytes = self.blobs[blob].layout.len(chunk);
-        let wanted = self.nodes[receiver].close_pull(pull).is_some();
+        let wanted = ask.place.is_some();
+        self.pulls.close(receiver, ask.place);
         if !ask.sound {
             self.claims.remove(&id.0);
         }
@@ -202,9 +217,12 @@ impl World {
     }
 
     pub(super) fn cancel(&mut self, node: usize, pull: PullId) {
-        let Some(id) = self.nodes[node].close_pull(pull) else { return };
+        let Some(id) = self.pulls.take(node, pull) else { return };
         self.tally.count(Count::Cancels);
-        let sender = self.asks.get(id.0).map_or(node, |ask| ask.sender);
+        let sender = self.asks.get_mut(id.0).map_or(node, |ask| {
+            ask.place = None;
+            ask.sender.at()
+        });
         self.push(self.message_time(node, sender), Event::Withdrawn(id));
     }
 
@@ -214,13 +232,14 @@ impl World {
             // Its answer is on the way, and will find that nobody wants it.
             return;
         }
-        self.note(8, ask.sender, u64::from(ask.chunk.0));
+        let (sender, receiver) = (ask.sender.at(), ask.receiver.at());
+        self.note(8, sender, u64::from(ask.chunk.0));
         let wasted = self.end_upload(id);
         self.tally.wasted_bytes += wasted;
         self.bin().down += wasted;
         let place = &self.plan.topology;
-        self.tally.moved(place.site(ask.sender), place.site(ask.receiver), wasted);
+        self.tally.moved(place.site(sender), place.site(receiver), wasted);
         self.asks.remove(id.0);
-        self.swarm(ask.sender, Input::Served { ask: id });
+        self.swarm(sender, Input::Served { ask: id });
     }
 }

@@ -5,7 +5,6 @@ use std::time::Duration;
 use shoal_proto::{
     digest::Digest,
     swarm::{Input, Verdict},
-    tracker,
 };
 
 use super::{Event, World};
@@ -62,13 +61,10 @@ impl World {
     /// The node whose processor works on an event. What it says to itself costs nothing.
     #[expect(clippy::wildcard_enum_match_arm, reason = "all others are no messages")]
     fn worker(&self, event: &Event) -> Option<usize> {
-        let from_another = |node: usize, peer| Some(node).filter(|node| self.nodes[*node].peer != peer);
         match event {
-            Event::Swarm(node, Input::Received { peer, .. })
-            | Event::Tracker(node, tracker::Input::Left { peer, .. }) => from_another(*node, *peer),
-            Event::Tracker(node, tracker::Input::Joined { contact, .. }) => from_another(*node, contact.peer),
-            Event::Asked(ask) | Event::Withdrawn(ask) => self.asks.get(ask.0).map(|ask| ask.sender),
-            Event::Answered(ask, Verdict::Busy | Verdict::Missing) => self.asks.get(ask.0).map(|ask| ask.receiver),
+            Event::Got { to, from, .. } | Event::Message { to, from, .. } => (to != from).then_some(*to as usize),
+            Event::Asked(ask) | Event::Withdrawn(ask) => self.asks.get(ask.0).map(|ask| ask.sender.at()),
+            Event::Answered(ask, Verdict::Busy | Verdict::Missing) => self.asks.get(ask.0).map(|ask| ask.receiver.at()),
             _ => None,
         }
     }
@@ -137,7 +133,7 @@ mod tests {
         let mut world = world(&format!("{text}\nlate = [{{ nodes = 10, at = \"5s\" }}]\nrtt = \"1ms\""));
         let digest = world.blobs[0].digest;
         for from in 1..4 {
-            world.nodes[from].connect(0);
+            world.nodes[from].connected.insert(0);
             world.send(from, 0, Message::Unknown { digest });
         }
         let mut times = Vec::new();
