@@ -17,6 +17,7 @@
 
 mod choose;
 mod claims;
+mod conflict;
 mod connections;
 mod content;
 mod fetch;

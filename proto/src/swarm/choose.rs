@@ -16,7 +16,8 @@ impl Fetch {
             .or_else(|| {
                 // Only peers that were asked their share already are of use: the share is for where others can be asked too.
                 let content = self.content.as_ref()?;
-                let full = self.remotes.full() & !slow & content.offers.useful(|_| Slots::ALL);
+                let full = self.remotes.full() & self.remotes.proven() & !slow;
+                let full = full & content.offers.useful(|_| Slots::ALL);
                 let most = share(content.pulls_max(cx.limits), cx.limits.pulls_per_peer_max, full.len());
                 let below = full.iter().filter(|slot| self.remotes[*slot].pulls < most);
                 let below = below.fold(Slots::NONE, |all, slot| all | Slots::only(slot));

@@ -9,12 +9,10 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use super::{
-    Context, Event, FetchError, OriginFailure, Output, PullId, Verdict,
+    Context, FetchError, PullId, Verdict,
     content::{Content, Pull},
     fetch::Fetch,
-    lease::Lease,
-    near::Duty,
-    slots::{Slot, Slots},
+    slots::Slot,
 };
 use crate::{
     chain::{Chain, ChainError, State},
@@ -37,18 +35,18 @@ const PROBES_MAX: u8 = 4;
 /// What is claimed of a blob beside what is believed.
 #[derive(Debug, Default)]
 pub(super) struct Claims {
-    candidate: Option<Candidate>,
+    pub(super) candidate: Option<Candidate>,
     /// Peers whose chains led elsewhere, or could not be shown to lead to the digest.
-    refused: BTreeSet<PeerId>,
+    pub(super) refused: BTreeSet<PeerId>,
     /// Authors of false states, and senders of bytes that do not fit their own word.
-    banned: BTreeSet<PeerId>,
+    pub(super) banned: BTreeSet<PeerId>,
     /// The last of these, for the trackers.
-    accused: Option<PeerId>,
+    pub(super) accused: Option<PeerId>,
 }
 
 /// A chain that is not believed yet.
 #[derive(Debug)]
-struct Candidate {
+pub(super) struct Candidate {
     /// Who offers it.
     peer: PeerId,
     /// What is believed, and what it says beyond.
@@ -124,7 +122,7 @@ impl Fit {
 
 impl Fetch {
     /// Whether an author's word is good enough to begin with.
-    fn trusts(&self, cx: &Context<'_>, author: PeerId) -> bool {
+    pub(super) fn trusts(&self, cx: &Context<'_>, author: PeerId) -> bool {
         author == cx.me || self.tracking.names(author)
     }
 
@@ -147,7 +145,7 @@ impl Fetch {
             return;
         };
         if content.layout().size() != size {
-            self.dispute(cx, slot);
+            self.contest(cx, slot, size, segment);
             return;
         }
         let begun = content.chain.frontier() > ChunkIndex::FIRST;
@@ -161,7 +159,7 @@ impl Fetch {
             Fit::New => self.consider(cx, peer, size, segment),
             Fit::Gap if self.continues_candidate(peer, &segment) => self.consider(cx, peer, size, segment),
             Fit::Gap => self.ask_again(cx, slot),
-            Fit::Other => self.dispute(cx, slot),
+            Fit::Other => self.contest(cx, slot, size, segment),
         }
     }
 
@@ -247,9 +245,18 @@ impl Fetch {
             self.probe(cx);
             return;
         }
-        let patient = candidate.since + PART_PATIENCE > cx.now && candidate.support.len() < SUPPORT;
         let named = candidate.segments.iter().any(|segment| self.trusts(cx, segment.author));
+        let patient = candidate.since + PART_PATIENCE > cx.now;
         let known = self.content.as_ref().map_or(ChunkIndex::FIRST, |content| content.chain.frontier());
+        if candidate.chain.is_whole() && !named {
+            // Whoever knows the last state got all before it: it shows the end, or is not believed.
+            if !patient {
+                let peer = candidate.peer;
+                self.refuse(cx, peer);
+            }
+            return;
+        }
+        let patient = patient && candidate.support.len() < SUPPORT;
         if candidate.chain.frontier() > known && (!patient || named) {
             self.believe(cx);
         }
@@ -409,65 +416,6 @@ impl Fetch {
             let remote = &mut self.remotes[slot];
             remote.pruned = true;
             cx.send(remote.peer, Message::Subscribe { digest: self.digest, frontier: content.layout().last() });
-        }
-    }
-
-    /// A peer holds another claim: it may be right, but its chunks cannot be judged under ours.
-    pub(super) fn dispute(&mut self, cx: &mut Context<'_>, slot: Slot) {
-        cx.out.push(Output::Report(Event::Disputed { digest: self.digest }));
-        self.drop_remote(cx, slot);
-    }
-
-    /// A claim turned out false: drop all that rests on it and believe only the origin from now on.
-    pub(super) fn distrust(&mut self, cx: &mut Context<'_>) {
-        cx.out.push(Output::Report(Event::Disputed { digest: self.digest }));
-        if self.solo || self.shut.is_some() {
-            self.fail(cx, FetchError::Origin(self.shut.unwrap_or(OriginFailure::Corrupt)));
-            return;
-        }
-        self.solo = true;
-        self.begin_anew(cx);
-        self.drop_lease(cx);
-        self.lease = Some(Lease::own(cx.now));
-    }
-
-    /// A peer is caught by its own word: it is left out, and the trackers are told.
-    pub(super) fn convict(&mut self, cx: &mut Context<'_>, liar: PeerId) {
-        if !self.claims.banned.insert(liar) {
-            return;
-        }
-        cx.out.push(Output::Report(Event::Convicted { peer: liar, digest: self.digest }));
-        if let Some(slot) = self.remotes.find(liar) {
-            self.drop_remote(cx, slot);
-        }
-        self.claims.accused = Some(liar);
-        self.accuse(cx);
-    }
-
-    /// The last chunk under the believed states does not lead to the digest, and whoever signed the last of them sent it.
-    pub(super) fn convict_author(&mut self, cx: &mut Context<'_>, liar: PeerId) {
-        cx.out.push(Output::Report(Event::Disputed { digest: self.digest }));
-        self.begin_anew(cx);
-        self.convict(cx, liar);
-        // It may have been the tracker too, and have hidden the honest.
-        self.tracking.start(cx, self.digest);
-    }
-
-    /// Drops all that rests on a false claim, and asks all peers anew.
-    pub(super) fn begin_anew(&mut self, cx: &mut Context<'_>) {
-        self.stop_origin(cx);
-        self.cancel_pulls(cx);
-        self.claims.candidate = None;
-        if self.content.take().is_none() {
-            return;
-        }
-        self.duty = Duty::default();
-        cx.out.push(Output::Discard { digest: self.digest });
-        self.progressed = cx.now;
-        self.remotes.forget_all();
-        let asked = if self.solo { Slots::NONE } else { self.remotes.subscribed };
-        for slot in asked.iter().filter(|slot| self.remotes[*slot].up).collect::<Vec<_>>() {
-            self.subscribe(cx, slot);
         }
     }
 }

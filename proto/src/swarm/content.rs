@@ -202,9 +202,9 @@ impl Content {
         self.width.note(took, at_once);
     }
 
-    /// A pull that was given up may just be slow, and the next ones with it: give them more time.
+    /// A pull that was given up may just be slow, and the next ones with it: give them twice the time.
     pub(super) fn note_late(&mut self, took: Duration) {
-        self.pull_time = self.pull_time.max(took).min(PULL_TIME_MAX);
+        self.pull_time = self.pull_time.max(took * 2 / PULL_PATIENCE).min(PULL_TIME_MAX);
     }
 
     /// Pulls to have out at once: many hide the way there and back, but where each takes long, they only delay each other,

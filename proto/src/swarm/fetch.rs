@@ -51,6 +51,10 @@ pub(super) struct Fetch {
     pub(super) shut: Option<OriginFailure>,
     /// A claim was false: only the origin is believed, and no peer's claim.
     pub(super) solo: bool,
+    /// How often the origin said something else than what was believed.
+    pub(super) disproved: u8,
+    /// When what is known of the blob was begun.
+    pub(super) begun: Time,
     pub(super) readers: BTreeMap<ReaderId, ChunkIndex>,
     /// How much longer than the limit this fetch waits for progress, so that not all nodes stall in the same instant.
     calm: f64,
@@ -85,6 +89,8 @@ impl Fetch {
             imported: false,
             shut: None,
             solo: false,
+            disproved: 0,
+            begun: now,
             readers: BTreeMap::new(),
             calm: 1.0,
             progressed: now,
@@ -303,6 +309,7 @@ impl Fetch {
         };
         let have = ChunkSet::empty(chain.layout().count());
         self.content = Some(Content::new(chain, have));
+        self.begun = cx.now;
         self.list_early(size);
         cx.out.push(Output::Sized { digest: self.digest, size });
         for slot in self.remotes.subscribers.iter() {

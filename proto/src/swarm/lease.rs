@@ -9,6 +9,8 @@ use super::{
     connections::{Connections, Intake},
     content::Content,
     fetch::Fetch,
+    remotes::{Remote, Remotes},
+    slots::Slots,
 };
 use crate::{
     chain::{LinkEnd, State},
@@ -17,8 +19,10 @@ use crate::{
     wire::{Epoch, Grant, Held, Scope},
 };
 
-/// So long after a lease was taken, states may be yet to come for chunks that peers have.
-const STATES_TIME: Duration = Duration::from_millis(150);
+/// Where peers say that they have what this node has nothing of, the first stream waits so long for one to show it.
+const SHOW_TIME: Duration = Duration::from_millis(150);
+/// Until then the peers' word is taken for what they have; from then on only that of those that sent something.
+const PROOF_TIME: Duration = Duration::from_millis(400);
 
 /// The right to fetch from the origin, or into a zone.
 #[derive(Debug)]
@@ -114,6 +118,12 @@ impl Lease {
     /// Whether streams were opened under it.
     pub(super) const fn is_active(&self) -> bool {
         self.active
+    }
+
+    /// Whether another stream is to be opened: of those that go on for more than `ahead` chunks, so many are wanted.
+    fn has_room(&self, wanted: usize, ahead: u32) -> bool {
+        let lasting = self.runs.iter().filter(|run| !run.ends_within(ahead)).count();
+        lasting < wanted && self.runs.len() < wanted * 2
     }
 
     fn total(&self) -> u64 {
@@ -215,7 +225,14 @@ impl Fetch {
         if self.shut.is_some() || !self.may_open(cx.now) {
             return;
         }
+        let awaits = self.awaits_show();
         let Some(lease) = &mut self.lease else { return };
+        let shown = lease.since + SHOW_TIME;
+        if awaits && shown > cx.now {
+            lease.not_before = Some(shown);
+            self.arm(shown);
+            return;
+        }
         lease.not_before = None;
         let chunk_bytes = self.content.as_ref().map_or(u64::MAX, |content| content.layout().chunk_bytes());
         let intake = Intake {
@@ -228,11 +245,7 @@ impl Fetch {
         let wanted = lease.connections.wanted(cx.now, intake);
         let ahead = lease.connections.ahead(chunk_bytes);
         // The next stripe is asked for while the last chunks of one come in, so that no answer is waited for in between.
-        while self
-            .lease
-            .as_ref()
-            .is_some_and(|lease| lease.runs.iter().filter(|run| !run.ends_within(ahead)).count() < wanted)
-        {
+        while self.lease.as_ref().is_some_and(|lease| lease.has_room(wanted, ahead)) {
             let Some(Opening { from, until, before }) = self.next_run(cx.now, wanted) else { break };
             let run = RunId(cx.next_id());
             let Some(lease) = &mut self.lease else { return };
@@ -247,6 +260,14 @@ impl Fetch {
         if let Some(due) = self.lease.as_ref().and_then(|lease| lease.deadline(cx.now)) {
             self.arm(due);
         }
+    }
+
+    /// Whether peers have what this node has nothing of, as they say, and none has shown it yet.
+    fn awaits_show(&self) -> bool {
+        let lease = self.lease.as_ref().is_some_and(|lease| !lease.active && !lease.greedy);
+        let nothing = self.content.as_ref().is_none_or(|content| content.have.is_empty());
+        let said = |remote: &Remote| remote.has > 0 || remote.early.as_ref().is_some_and(|(_, chunks)| !chunks.is_empty());
+        lease && nothing && self.remotes.iter().any(|(_, remote)| said(remote))
     }
 
     /// Whether a stream may start: a lease on the origin, not pausing, and no peer left that may turn out to have it all.
@@ -273,7 +294,7 @@ impl Fetch {
             });
         };
         let layout = content.layout();
-        let patient = lease.since + STATES_TIME > now;
+        let believed = self.remotes.believed(lease.since, now);
         // Shorter ones at the end, so that no stream is left alone with a long one.
         let short = (content.missing() / (2 * streams as u32)).max(1);
         let stripe = lease.connections.stripe(layout.chunk_bytes()).min(short);
@@ -284,9 +305,9 @@ impl Fetch {
             // The first stream was to bring all the rest: it ends where the others' stripes begin.
             endless.until = Some(ChunkIndex(endless.next.0.saturating_add(stripe).min(layout.count())));
         }
-        let from = layout.chunks().find(|chunk| is_open(content, lease, *chunk, patient))?;
+        let from = layout.chunks().find(|chunk| is_open(content, lease, *chunk, believed))?;
         let most = ChunkIndex(from.0.saturating_add(stripe).min(layout.count()));
-        let taken = (from.0..most.0).map(ChunkIndex).find(|chunk| !is_open(content, lease, *chunk, patient));
+        let taken = (from.0..most.0).map(ChunkIndex).find(|chunk| !is_open(content, lease, *chunk, believed));
         let until = taken.or((most.0 < layout.count()).then_some(most));
         Some(Opening { from, until, before: content.chain.state(from) })
     }
@@ -338,21 +359,20 @@ impl Fetch {
             }
         }
         let ending = self.lease.as_ref().is_some_and(|lease| lease.ending);
-        if ending || self.is_elsewhere(chunk.next()) && self.yields(cx) {
+        if ending || self.is_elsewhere(cx.now, chunk.next()) && self.yields(cx) {
             self.give_back(cx);
-        } else if over || self.is_elsewhere(chunk.next()) {
+        } else if over || self.is_elsewhere(cx.now, chunk.next()) {
             self.end_run(cx, id);
         }
     }
 
     /// Others have the next chunk meanwhile: the stream skips what they have.
-    fn is_elsewhere(&self, chunk: ChunkIndex) -> bool {
-        let greedy = self.lease.as_ref().is_some_and(Lease::is_greedy);
-        self.content.as_ref().is_some_and(|content| {
-            content.layout().contains(chunk)
-                && !greedy
-                && (content.have.contains(chunk) || is_to_be_had(content, chunk))
-        })
+    fn is_elsewhere(&self, now: Time, chunk: ChunkIndex) -> bool {
+        let (Some(content), Some(lease)) = (&self.content, self.lease.as_ref().filter(|lease| !lease.greedy)) else {
+            return false;
+        };
+        let to_be_had = || is_to_be_had(content, chunk, self.remotes.believed(lease.since, now));
+        content.layout().contains(chunk) && (content.have.contains(chunk) || to_be_had())
     }
 
     /// Several nodes may have gone to the origin when no tracker answered. Where one meets what another has brought, it
@@ -376,7 +396,7 @@ impl Fetch {
         let Some(expected) = content.chain.expected(chunk) else { return };
         match expected.end {
             Some(known) if known != end => {
-                self.distrust(cx);
+                self.disproved(cx, chunk);
                 return;
             }
             Some(_) => {}
@@ -463,17 +483,22 @@ impl Fetch {
     }
 }
 
-/// Whether a chunk is for a new stream to bring: nobody has it, and none brings it already. A lease's first stream is
-/// `patient`: it leaves to others what they say they have, although the states for that are yet to come.
-fn is_open(content: &Content, lease: &Lease, chunk: ChunkIndex, patient: bool) -> bool {
+impl Remotes {
+    /// Whose word counts for what they have, under a lease that was taken at that time.
+    fn believed(&self, since: Time, now: Time) -> Slots {
+        if since + PROOF_TIME > now { self.all() } else { self.proven() }
+    }
+}
+
+/// Whether a chunk is for a new stream to bring: nobody has it, and none brings it already.
+fn is_open(content: &Content, lease: &Lease, chunk: ChunkIndex, believed: Slots) -> bool {
     let here = content.have.contains(chunk) || content.raw.contains(chunk);
-    let promised = is_to_be_had(content, chunk) || patient && content.offers.is_held(chunk);
-    let elsewhere = !lease.greedy && (promised || content.is_busy(chunk));
+    let elsewhere = !lease.greedy && (is_to_be_had(content, chunk, believed) || content.is_busy(chunk));
     !here && !elsewhere && !lease.runs.iter().any(|run| run.covers(chunk))
 }
 
 /// Whether peers have a chunk that they can be asked for. What cannot be verified cannot be asked for: whoever truly has it
 /// has the states for it, too, and tells them.
-fn is_to_be_had(content: &Content, chunk: ChunkIndex) -> bool {
-    chunk < content.verifiable_end() && content.offers.is_held(chunk)
+fn is_to_be_had(content: &Content, chunk: ChunkIndex, believed: Slots) -> bool {
+    chunk < content.verifiable_end() && !(content.offers.holders(chunk) & believed).is_empty()
 }

@@ -72,7 +72,7 @@ impl Fetch {
             let Content { fresh, have, offers, .. } = content;
             // One that is on its way stays: it may come to nothing, and be nobody else's to bring in.
             fresh.retain(|chunk| !have.contains(*chunk) && offers.is_held(*chunk));
-            let able = self.remotes.ready(cx.now) | self.remotes.full();
+            let able = self.remotes.ready(cx.now) | self.remotes.full() & self.remotes.proven();
             let able = |chunk: &ChunkIndex| Some(((offers.holders(*chunk) & able).first()?, *chunk));
             let mut open = fresh.iter().filter(|chunk| offers.is_open(**chunk));
             let Some((slot, chunk)) = open.find_map(able) else { return };

@@ -79,6 +79,8 @@ pub(super) struct Remotes {
     full: Slots,
     /// Those that took much longer than others when they were last asked.
     slow: Slots,
+    /// Those that sent a good chunk.
+    proven: Slots,
     /// Those of the own rack.
     pub(super) rack: Slots,
     /// Those of other zones.
@@ -132,8 +134,8 @@ impl Remotes {
     }
 
     pub(super) fn remove(&mut self, slot: Slot) -> Option<Remote> {
-        let Self { used, subscribed, subscribers, resting, full, slow, rack, far, .. } = self;
-        for set in [used, subscribed, subscribers, resting, full, slow, rack, far] {
+        let Self { used, subscribed, subscribers, resting, full, slow, proven, rack, far, .. } = self;
+        for set in [used, subscribed, subscribers, resting, full, slow, proven, rack, far] {
             set.remove(slot);
         }
         self.places[slot.at()].take()
@@ -185,6 +187,11 @@ impl Remotes {
         self.full & !self.resting
     }
 
+    /// Those that sent a good chunk.
+    pub(super) const fn proven(&self) -> Slots {
+        self.proven
+    }
+
     /// When the next peer that rests may be asked again.
     pub(super) fn rest_end(&self, now: Time) -> Option<Time> {
         self.resting.iter().map(|slot| self[slot].rests_until).filter(|end| *end > now).min()
@@ -222,6 +229,7 @@ impl Remotes {
                 remote.lies = remote.lies.saturating_sub(1);
                 remote.refusals = 0;
                 self.resting.remove(slot);
+                self.proven.insert(slot);
             }
             Verdict::Busy => {
                 remote.heard = now;

@@ -1,6 +1,6 @@
 //! A fetch and its trackers: joining, heartbeats, the next tracker when one is silent, and the rationed fallback.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use rand::RngExt;
 
@@ -41,8 +41,10 @@ pub(super) struct Tracking {
     spare: Vec<Contact>,
     /// When a tracker last said that somebody else has or gets the blob; none since it said the contrary.
     assured: Option<Time>,
-    /// Holders of the origin's lease that trackers named.
-    named: BTreeSet<PeerId>,
+    /// Holders of the origin's lease, as each tracker last named them: those that were caught, they name no more.
+    named: BTreeMap<PeerId, Vec<PeerId>>,
+    /// No tracker was there to name any.
+    trackless: bool,
     /// When the tracker was last asked out of turn.
     asked: Option<Time>,
     /// When the next heartbeat is due at the latest, since something changed.
@@ -58,8 +60,6 @@ const HASTE: Duration = Duration::from_millis(10);
 const HOLDERS: usize = 2;
 /// Peers that a tracker names, with fewer of which the other holders are asked too.
 const FEW: usize = 6;
-/// Holders that are remembered.
-const NAMED_MAX: usize = 64;
 /// Shortest time between two questions to the tracker out of turn.
 const ASK_PAUSE: Duration = Duration::from_millis(100);
 
@@ -104,7 +104,7 @@ impl Tracking {
 
     /// Whether a tracker named this one as a holder of the origin's lease, or no tracker is there to name any.
     pub(super) fn names(&self, peer: PeerId) -> bool {
-        self.named.contains(&peer) || !matches!(self.state, State::Joined { .. } | State::Asking { .. })
+        self.trackless || self.named.values().any(|named| named.contains(&peer))
     }
 
     /// Whether no tracker that answers has given the lease to anybody else.
@@ -184,6 +184,7 @@ impl Fetch {
             .then(|| (self.tracking.at + cx.rng.random_range(1..live)) % live)
             .and_then(|at| trackers.get(at))
             .map(|contact| contact.peer);
+        self.tracking.named.retain(|tracker, _| trackers.iter().any(|contact| contact.peer == *tracker));
         self.tracking.trackers = trackers;
         if self.tracking.trackers.is_empty() {
             self.tracking.spare.extend(known);
@@ -255,6 +256,7 @@ impl Fetch {
         self.meet_spare(cx);
         let due = cx.now + fallback_wait(cx);
         self.tracking.state = State::Fallback { due };
+        self.tracking.trackless = true;
     }
 
     fn send_join(&self, cx: &mut Context<'_>, tracker: PeerId) {
@@ -385,11 +387,8 @@ impl Fetch {
         if !self.tracking.includes(peer) || !self.is_fetching() {
             return;
         }
-        for source in sources {
-            if self.tracking.named.len() < NAMED_MAX {
-                self.tracking.named.insert(*source);
-            }
-        }
+        self.tracking.trackless = false;
+        self.tracking.named.insert(peer, sources.to_vec());
         let mut named = cx.limits.sample;
         if self.tracking.is_at(peer) {
             self.tracking.state = match self.tracking.state {

@@ -236,9 +236,9 @@ impl Leases {
         std::iter::once((Key::Origin, &self.origin)).chain(imports)
     }
 
-    /// Who holds or held the origin's lease, the latest last.
+    /// Who holds or held the origin's lease, the latest last, but for those that were caught.
     pub(super) fn sources(&self) -> impl Iterator<Item = PeerId> {
-        self.sources.iter().copied()
+        self.sources.iter().copied().filter(|peer| !self.barred.contains(peer))
     }
 
     fn note_source(&mut self, peer: PeerId) {

@@ -15,6 +15,12 @@ const FASTER: f64 = 1.5;
 const SAGS: f64 = 2.0;
 /// A holder hoards if it gets so many times more than the others.
 const HOARDS: f64 = 4.0;
+/// The others starve if it gets so many times more: then there is nothing to be tried out.
+const STARVES: f64 = 32.0;
+/// That is said once it got so many chunks, of which the first had time to go round, however long each takes.
+const STARVES_AFTER: u32 = 64;
+/// And not before this, since hungry members report about as soon.
+const STARVES_TIME: Duration = Duration::from_millis(300);
 /// A fetch that would be over sooner is not worth a trial: one in fifty nodes may be slow, and a trial costs about a second
 /// where a node's link is no faster than the origin, since the new holder has to catch up meanwhile.
 const WORTH: Duration = Duration::from_secs(30);
@@ -96,7 +102,9 @@ struct Others {
     chunks: f64,
     /// The time that it took them, added up over them, in seconds.
     time: f64,
-    /// Reports that came late enough to mean something.
+    /// Reports.
+    reports: u32,
+    /// Those that came late enough to mean something.
     late: u32,
 }
 
@@ -109,6 +117,7 @@ struct Measure {
     others: f64,
     chunk: f64,
     hoards: bool,
+    starves: bool,
 }
 
 impl Tenure {
@@ -120,10 +129,13 @@ impl Tenure {
         let chunk = per_second(1.0, self.first.at, self.last.at);
         let amount = self.last.amount.saturating_sub(self.steady.amount) as f64;
         let own = self.own();
-        let Others { chunks, time, late } = self.others;
-        let others = if late >= REPORTS { (chunks / time.max(0.001)).max(0.0) } else { own };
+        let Others { chunks, time, late, reports } = self.others;
+        let average = (chunks / time.max(0.001)).max(0.0);
+        let others = if late >= REPORTS { average } else { own };
         let hoards = others * HOARDS + chunk < own;
-        Measure { amount: per_second(amount, self.steady.at, self.last.at), others, chunk, hoards }
+        let old = self.first.at + STARVES_TIME <= self.last.at && self.first.have + STARVES_AFTER <= self.last.have;
+        let starves = old && reports >= REPORTS && average * STARVES < own;
+        Measure { amount: per_second(amount, self.steady.at, self.last.at), others, chunk, hoards, starves }
     }
 
     /// Chunks a second that the holder got, from wherever.
@@ -176,6 +188,7 @@ impl Trial {
         let earlier = tenure.first.at.since(since).as_secs_f64() * before;
         tenure.others.chunks += f64::from(has) - f64::from(had) - earlier;
         tenure.others.time += now.since(since.max(tenure.first.at)).as_secs_f64();
+        tenure.others.reports += u32::from(now > tenure.first.at + STARVES_TIME / 2);
         tenure.others.late += u32::from(now.since(tenure.first.at) >= SETTLED);
     }
 
@@ -219,7 +232,8 @@ impl Trial {
         if since + pause > report.at || sparse || report.streams > 1 {
             return Verdict::Stay;
         }
-        let (holder, measure, worth) = (tenure.holder, tenure.measure(), tenure.is_worth_trials());
+        let (holder, measure) = (tenure.holder, tenure.measure());
+        let worth = measure.starves || tenure.is_worth_trials();
         match self.best {
             Some((best, known)) if best != holder => {
                 if known.beats(&measure, FASTER) && worth {
