@@ -12,6 +12,8 @@ pub struct Time(u64);
 impl Time {
     /// The start.
     pub const ZERO: Self = Self(0);
+    /// Later than any other.
+    pub const MAX: Self = Self(u64::MAX);
 
     /// A moment by its nanoseconds since the start.
     #[must_use]

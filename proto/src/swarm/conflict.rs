@@ -9,10 +9,12 @@ use super::{
     near::Duty,
     slots::{Slot, Slots},
 };
-use crate::{chunk::ChunkIndex, claim::Segment, peer::PeerId};
+use crate::{chunk::ChunkIndex, claim::Segment, peer::PeerId, time::Time};
 
 /// States under which nothing came for so long give way to others that a tracker's word stands for.
 const BARREN: Duration = Duration::from_millis(300);
+/// A peer with another claim is left alone for so long.
+const DISPUTE_PAUSE: Duration = Duration::from_millis(500);
 /// So often a fetch begins anew because the origin says something else; then it believes the origin alone.
 const DISPROVED_MAX: u8 = 8;
 
@@ -34,17 +36,25 @@ impl Fetch {
         let refused = self.claims.refused.contains(&segment.author);
         if shown || !better || refused || authors.contains(&cx.me) {
             self.dispute(cx, slot);
+            if !shown {
+                // Its author may be the new holder of the lease.
+                self.ask_tracker(cx);
+            }
             return;
         }
         let less: Vec<PeerId> = authors.into_iter().filter(|author| !self.trusts(cx, *author)).collect();
         self.claims.refused.extend(less);
         self.begin_anew(cx);
         self.they_claim(cx, slot, size, segment);
+        // Others that say the same were left aside.
+        self.shunned.retain(|_, until| *until == Time::MAX);
+        self.ask_tracker(cx);
     }
 
     /// A peer holds another claim: it may be right, but its chunks cannot be judged under ours.
     pub(super) fn dispute(&mut self, cx: &mut Context<'_>, slot: Slot) {
         cx.out.push(Output::Report(Event::Disputed { digest: self.digest }));
+        self.shun(self.remotes[slot].peer, cx.now + DISPUTE_PAUSE);
         self.drop_remote(cx, slot);
     }
 

@@ -1,7 +1,7 @@
 //! One blob in the machine: being fetched, or complete and served to others.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::Arc,
     time::Duration,
 };
@@ -38,8 +38,8 @@ pub(super) struct Fetch {
     /// Known once the size is.
     pub(super) content: Option<Content>,
     pub(super) remotes: Remotes,
-    /// Peers that were given up because their word could not be relied on.
-    pub(super) shunned: BTreeSet<PeerId>,
+    /// Peers that were given up because their word could not be relied on, and until when.
+    pub(super) shunned: BTreeMap<PeerId, Time>,
     pub(super) claims: Claims,
     /// Which chunks this node brings into its rack.
     pub(super) duty: Duty,
@@ -81,7 +81,7 @@ impl Fetch {
             sealed: false,
             content: None,
             remotes: Remotes::default(),
-            shunned: BTreeSet::new(),
+            shunned: BTreeMap::new(),
             claims: Claims::default(),
             duty: Duty::default(),
             tracking: Tracking::default(),

@@ -25,7 +25,7 @@ impl Fetch {
     /// Makes a peer a neighbour, if there is room.
     pub(super) fn meet(&mut self, cx: &mut Context<'_>, contact: Contact) {
         let peer = contact.peer;
-        if peer == cx.me || self.solo || !self.is_fetching() || self.is_shunned(peer) {
+        if peer == cx.me || self.solo || !self.is_fetching() || self.is_shunned(cx.now, peer) {
             return;
         }
         let most = cx.limits.neighbours_max * if self.imports() { 2 } else { 1 };
@@ -42,8 +42,15 @@ impl Fetch {
         }
     }
 
-    fn is_shunned(&self, peer: PeerId) -> bool {
-        self.claims.is_banned(peer) || self.shunned.contains(&peer)
+    fn is_shunned(&self, now: Time, peer: PeerId) -> bool {
+        self.claims.is_banned(peer) || self.shunned.get(&peer).is_some_and(|until| *until > now)
+    }
+
+    /// Has nothing to do with a peer until then.
+    pub(super) fn shun(&mut self, peer: PeerId, until: Time) {
+        if self.shunned.len() < SHUNNED_MAX || self.shunned.contains_key(&peer) {
+            self.shunned.insert(peer, until);
+        }
     }
 
     /// Notes how near a connected peer is.
@@ -146,7 +153,7 @@ impl Fetch {
         let known = self.remotes.subscribers.contains(slot);
         self.remotes.subscribers.insert(slot);
         self.remotes[slot].frontier = frontier;
-        let back = self.is_fetching() && !self.solo && !self.is_shunned(peer);
+        let back = self.is_fetching() && !self.solo && !self.is_shunned(cx.now, peer);
         let back = back && !self.remotes.subscribed.contains(slot);
         if back {
             self.remotes.subscribed.insert(slot);
@@ -279,10 +286,11 @@ impl Fetch {
     pub(super) fn drop_struck(&mut self, cx: &mut Context<'_>, slot: Slot) {
         let remote = &self.remotes[slot];
         let lies = remote.lies >= cx.limits.strikes_max;
-        if lies && self.shunned.len() < SHUNNED_MAX {
-            self.shunned.insert(remote.peer);
+        let given_up = lies || remote.strikes >= cx.limits.strikes_max;
+        if lies {
+            self.shun(remote.peer, Time::MAX);
         }
-        if lies || remote.strikes >= cx.limits.strikes_max {
+        if given_up {
             self.drop_remote(cx, slot);
         }
     }
