@@ -170,7 +170,7 @@ impl Limits {
             (self.remotes_max >= self.neighbours_max, "remotes_max >= neighbours_max"),
             (self.pulls_max >= 1 && self.pulls_per_peer_max >= 1, "at least one pull"),
             (self.remotes_max <= crate::swarm::REMOTES_MAX, "remotes_max <= REMOTES_MAX"),
-            (self.sign_states >= 2, "sign_states >= 2"),
+            (self.sign_states >= 2 && self.sign_states <= 64, "sign_states between 2 and 64"),
             (self.releases_max >= self.releases_per_peer_max, "releases_max >= releases_per_peer_max"),
             (self.lease_timeout >= self.lease_heartbeat * 3, "lease_timeout >= 3 lease_heartbeat"),
             (self.lease_stall >= self.lease_timeout, "lease_stall >= lease_timeout"),

@@ -6,12 +6,17 @@
 //! whoever signed and sent what leads elsewhere is caught by its own word. What is neither waits until somebody else says
 //! the same, or until nothing better came for a while.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use super::{
     Context, FetchError, PullId, Verdict,
     content::{Content, Pull},
     fetch::Fetch,
+    sign::STREAMED_STATES_MAX,
     slots::Slot,
 };
 use crate::{
@@ -27,17 +32,21 @@ use crate::{
 const STATES_PATIENCE: Duration = Duration::from_millis(50);
 /// A part of a chain that no tracker's word stands for is believed if nothing better came for so long.
 const PART_PATIENCE: Duration = Duration::from_millis(300);
-/// The same if so many others say the same.
-const SUPPORT: usize = 3;
-/// Tries to get a candidate's last chunk from the peer that offers it.
+/// Tries to get a candidate's last chunk from the peer that offers it, but for those while it was busy.
 const PROBES_MAX: u8 = 4;
+/// So long a peer that did not show its last chunk is not asked for it again.
+const UNABLE_TIME: Duration = Duration::from_secs(1);
+/// A tracker's word is enough for chains of so few chunks: little is lost if it is wrong.
+const SHORT: u32 = 16;
 
 /// What is claimed of a blob beside what is believed.
 #[derive(Debug, Default)]
 pub(super) struct Claims {
     pub(super) candidate: Option<Candidate>,
-    /// Peers whose chains led elsewhere, or could not be shown to lead to the digest.
+    /// Authors whose chains led elsewhere, or contradict better ones.
     pub(super) refused: BTreeSet<PeerId>,
+    /// Peers that did not show the end of the chain that they offer, and until when they are not asked again.
+    unable: BTreeMap<PeerId, Time>,
     /// Authors of false states, and senders of bytes that do not fit their own word.
     pub(super) banned: BTreeSet<PeerId>,
     /// The last of these, for the trackers.
@@ -54,8 +63,6 @@ pub(super) struct Candidate {
     /// The latter as it was signed.
     segments: Vec<Arc<Segment>>,
     since: Time,
-    /// Others that say the same.
-    support: BTreeSet<PeerId>,
     /// Its last chunk on its way.
     probe: Option<PullId>,
     probes: u8,
@@ -78,6 +85,10 @@ impl Claims {
 
     pub(super) fn is_probe(&self, pull: PullId) -> bool {
         self.candidate.as_ref().is_some_and(|candidate| candidate.probe == Some(pull))
+    }
+
+    fn is_unable(&self, now: Time, peer: PeerId) -> bool {
+        self.unable.get(&peer).is_some_and(|until| *until > now)
     }
 
     pub(super) fn forget(&mut self, peer: PeerId) -> bool {
@@ -135,7 +146,7 @@ impl Fetch {
         remote.frontier = remote.frontier.max(segment.end());
         let trusted = self.trusts(cx, segment.author);
         let Some(content) = &self.content else {
-            if trusted && !completes(size, &segment) {
+            if trusted && !is_of_whole(size, &segment) {
                 if self.size_up(cx, size) {
                     self.adopt(cx, peer, segment);
                 }
@@ -152,7 +163,7 @@ impl Fetch {
         match Fit::of(&content.chain, &segment) {
             Fit::Known if segment.author != peer => self.prune(cx, slot),
             Fit::Known => {}
-            Fit::New if completes(size, &segment) && content.have.len() * 2 < content.layout().count() => {
+            Fit::New if is_of_whole(size, &segment) && content.have.len() * 2 < content.layout().count() => {
                 self.consider(cx, peer, size, segment);
             }
             Fit::New if trusted || begun => self.adopt(cx, peer, segment),
@@ -202,21 +213,14 @@ impl Fetch {
 
     /// Keeps states that are not believed yet.
     fn consider(&mut self, cx: &mut Context<'_>, peer: PeerId, size: u64, segment: Arc<Segment>) {
-        if self.claims.refused.contains(&peer) || self.claims.refused.contains(&segment.author) {
+        if self.claims.refused.contains(&segment.author) || self.claims.is_unable(cx.now, peer) {
             return;
         }
         if self.claims.candidate.is_none() {
             let believed = self.content.as_ref().map(|content| content.chain.clone());
             let Some(chain) = believed.or_else(|| Chain::new(self.digest, Layout::new(size)?)) else { return };
-            self.claims.candidate = Some(Candidate {
-                peer,
-                chain,
-                segments: Vec::new(),
-                since: cx.now,
-                support: BTreeSet::new(),
-                probe: None,
-                probes: 0,
-            });
+            self.claims.candidate =
+                Some(Candidate { peer, chain, segments: Vec::new(), since: cx.now, probe: None, probes: 0 });
             // Its author may be the new holder of the lease.
             self.ask_tracker(cx);
         }
@@ -230,9 +234,6 @@ impl Fetch {
                     candidate.segments.push(segment);
                 }
             }
-            Fit::Known if candidate.peer != peer && candidate.support.len() < SUPPORT => {
-                candidate.support.insert(peer);
-            }
             Fit::Known | Fit::New | Fit::Gap | Fit::Other => {}
         }
         self.tend_candidate(cx);
@@ -241,23 +242,24 @@ impl Fetch {
     /// Brings the candidate to a decision, if one can be made.
     pub(super) fn tend_candidate(&mut self, cx: &mut Context<'_>) {
         let Some(candidate) = &self.claims.candidate else { return };
-        if candidate.chain.is_whole() && self.offers_last(candidate) {
-            self.probe(cx);
+        if candidate.probe.is_some() {
             return;
         }
         let named = candidate.segments.iter().any(|segment| self.trusts(cx, segment.author));
-        let patient = candidate.since + PART_PATIENCE > cx.now;
-        let known = self.content.as_ref().map_or(ChunkIndex::FIRST, |content| content.chain.frontier());
-        if candidate.chain.is_whole() && !named {
-            // Whoever knows the last state got all before it: it shows the end, or is not believed.
-            if !patient {
-                let peer = candidate.peer;
-                self.refuse(cx, peer);
-            }
+        let short = named && candidate.chain.layout().count() <= SHORT;
+        if candidate.chain.is_whole() && !short && self.offers_last(candidate) {
+            self.probe(cx);
             return;
         }
-        let patient = patient && candidate.support.len() < SUPPORT;
-        if candidate.chain.frontier() > known && (!patient || named) {
+        let patient = candidate.since + PART_PATIENCE > cx.now;
+        let known = self.content.as_ref().map_or(ChunkIndex::FIRST, |content| content.chain.frontier());
+        let long = candidate.segments.iter().any(|segment| segment.states.len() > STREAMED_STATES_MAX);
+        let whole = long || candidate.chain.is_whole() && !short;
+        // Whoever has the whole chain shows its end, or is not believed.
+        if whole && (long || !named) && !patient {
+            let peer = candidate.peer;
+            self.refuse(cx, peer);
+        } else if candidate.chain.frontier() > known && (!patient || named && !whole) {
             self.believe(cx);
         }
     }
@@ -328,7 +330,8 @@ impl Fetch {
                 let signed = candidate.segments.last().is_some_and(|segment| segment.author == peer);
                 self.misled(cx, peer, &authors, signed);
             }
-            Verdict::Busy | Verdict::Link | Verdict::Missing if candidate.probes < PROBES_MAX => {}
+            Verdict::Busy if candidate.since + UNABLE_TIME > cx.now => candidate.probes -= 1,
+            Verdict::Link | Verdict::Missing if candidate.probes < PROBES_MAX => {}
             Verdict::Busy | Verdict::Link | Verdict::Missing => self.refuse(cx, peer),
             Verdict::Disk => self.fail(cx, FetchError::Disk),
         }
@@ -354,7 +357,8 @@ impl Fetch {
 
     /// A peer's chain is not considered any more: others are asked for theirs.
     fn refuse(&mut self, cx: &mut Context<'_>, peer: PeerId) {
-        self.claims.refused.insert(peer);
+        self.claims.unable.retain(|_, until| *until > cx.now);
+        self.claims.unable.insert(peer, cx.now + UNABLE_TIME);
         self.claims.candidate = None;
         if let Some(slot) = self.remotes.find(peer).filter(|_| self.claims.is_banned(peer)) {
             self.drop_remote(cx, slot);
@@ -367,7 +371,7 @@ impl Fetch {
         let known = self.content.as_ref().map_or(ChunkIndex::FIRST, |content| content.chain.frontier());
         let ahead = self.remotes.subscribed.iter().filter(|slot| {
             let remote = &self.remotes[*slot];
-            remote.up && remote.frontier > known && !self.claims.refused.contains(&remote.peer)
+            remote.up && remote.frontier > known && !self.claims.is_unable(cx.now, remote.peer)
         });
         for slot in ahead.collect::<Vec<_>>() {
             self.subscribe(cx, slot);
@@ -420,7 +424,9 @@ impl Fetch {
     }
 }
 
-/// Whether a segment brings the last state of a blob's chain.
-fn completes(size: u64, segment: &Segment) -> bool {
-    Layout::new(size).is_some_and(|layout| segment.end() >= layout.last())
+/// Whether a segment is of a whole chain, as those have it who have the whole blob: it brings the last state, or more
+/// states at once than are signed while chunks come in.
+fn is_of_whole(size: u64, segment: &Segment) -> bool {
+    let long = segment.states.len() > STREAMED_STATES_MAX;
+    long || Layout::new(size).is_some_and(|layout| segment.end() >= layout.last())
 }

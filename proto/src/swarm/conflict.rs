@@ -26,10 +26,11 @@ impl Fetch {
         let shown = content.chain.is_whole() && content.have.contains(content.layout().last());
         let authors: BTreeSet<PeerId> = content.segments.iter().map(|segment| segment.author).collect();
         let named = authors.iter().all(|author| self.trusts(cx, *author)) && !authors.is_empty();
-        let barren = content.have.is_empty() || self.progressed + BARREN <= cx.now;
+        let patience = if content.have.is_empty() { BARREN } else { BARREN * 10 };
+        let barren = self.begun.max(self.progressed) + patience <= cx.now;
         let better = match (self.trusts(cx, segment.author), named) {
             (true, false) => true,
-            (true, true) => barren && self.begun + BARREN <= cx.now,
+            (true, true) => barren,
             (false, false) => content.have.is_empty() && self.begun + BARREN * 2 <= cx.now,
             (false, true) => false,
         };

@@ -1,10 +1,6 @@
 //! One blob in the machine: being fetched, or complete and served to others.
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use rand::RngExt;
 

@@ -266,7 +266,8 @@ impl Fetch {
     fn awaits_show(&self) -> bool {
         let lease = self.lease.as_ref().is_some_and(|lease| !lease.active && !lease.greedy);
         let nothing = self.content.as_ref().is_none_or(|content| content.have.is_empty());
-        let said = |remote: &Remote| remote.has > 0 || remote.early.as_ref().is_some_and(|(_, chunks)| !chunks.is_empty());
+        let said =
+            |remote: &Remote| remote.has > 0 || remote.early.as_ref().is_some_and(|(_, chunks)| !chunks.is_empty());
         lease && nothing && self.remotes.iter().any(|(_, remote)| said(remote))
     }
 

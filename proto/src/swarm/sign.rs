@@ -4,7 +4,10 @@
 use std::sync::Arc;
 
 use super::{Context, Output, fetch::Fetch};
-use crate::{chunk::ChunkIndex, claim::Segment, time::Time, wire::SEGMENT_STATES_MAX};
+use crate::{chunk::ChunkIndex, claim::Segment, time::Time};
+
+/// States in a segment that is signed while chunks come in. Longer ones are signed once the blob is complete.
+pub(super) const STREAMED_STATES_MAX: usize = 64;
 
 /// How far the known states are signed.
 #[derive(Debug, Default)]
@@ -38,7 +41,7 @@ impl Fetch {
             self.arm(due);
             return;
         }
-        let last = from.at() + states.min(SEGMENT_STATES_MAX);
+        let last = from.at() + states.min(STREAMED_STATES_MAX);
         let states = content.chain.states()[from.at()..last].to_vec();
         content.signing.ordered = true;
         content.signing.last = Some(cx.now);

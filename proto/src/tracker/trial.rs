@@ -233,7 +233,9 @@ impl Trial {
             return Verdict::Stay;
         }
         let (holder, measure) = (tenure.holder, tenure.measure());
-        let worth = measure.starves || tenure.is_worth_trials();
+        // Where one after the other starves them, it is not the holder.
+        let starved = measure.starves && since + STARVES_TIME * (1 << self.tried.len()) <= report.at;
+        let worth = starved || tenure.is_worth_trials();
         match self.best {
             Some((best, known)) if best != holder => {
                 if known.beats(&measure, FASTER) && worth {
