@@ -459,18 +459,35 @@ fn a_tracker_that_died_in_silence_is_left_long_before_its_connection_breaks() {
     }
 }
 
+/// A tracker, peer 3, names a holder of the origin's lease.
+fn name(source: PeerId) -> [Input; 3] {
+    let (digest, tracker) = (digest(), peer(3));
+    let sources = vec![source];
+    let joined = Message::Joined { digest, peers: Vec::new(), lease: None, served: true, sources };
+    [
+        Input::Located { digest, trackers: vec![contact(3)], known: Vec::new() },
+        Input::Connected { peer: tracker, place: Place::default() },
+        Input::Received { peer: tracker, message: joined },
+    ]
+}
+
+/// States as they are known before the last chunks came from the origin.
+fn streamed(author: PeerId, layout: Layout) -> Segment {
+    let states = layout.chunks().map(state).take(layout.count() as usize - 1).collect();
+    Segment { author, from: ChunkIndex::FIRST, states, signature: Signature([0; 64]) }
+}
+
 #[test]
 fn fresh_chunks_are_taken_at_once_beside_all_other_pulls() {
     let limits = Limits { pulls_max: 2, ..Limits::default() };
     let mut swarm = Swarm::new(peer(9), Place::default(), limits, 1);
     let mut out = Vec::new();
     let layout = Layout::new(SIZE).expect("small");
-    let fresh = ChunkIndex(layout.last().0 - 1);
+    let fresh = ChunkIndex(layout.last().0 - 2);
     let mut most = ChunkSet::full(layout.count());
     most.remove(fresh);
     most.remove(layout.last());
-    let states = layout.chunks().map(state).collect();
-    let segment = Segment { author: peer(1), from: ChunkIndex::FIRST, states, signature: Signature([0; 64]) };
+    let segment = streamed(peer(1), layout);
     let digest = digest();
     let mut tell = |input| {
         out.clear();
@@ -480,6 +497,7 @@ fn fresh_chunks_are_taken_at_once_beside_all_other_pulls() {
             .collect::<Vec<_>>()
     };
     tell(Input::Wanted { digest, restored: None });
+    name(peer(1)).into_iter().for_each(|input| drop(tell(input)));
     let empty = ChunkSet::empty(layout.count());
     for (from, chunks) in [(1, most), (2, empty)] {
         tell(Input::Connected { peer: peer(from), place: Place::default() });
@@ -500,10 +518,10 @@ fn a_peer_whose_states_are_known_is_told_to_send_no_more() {
     let mut swarm = Swarm::new(peer(9), Place::default(), Limits::default(), 1);
     let mut out = Vec::new();
     let layout = Layout::new(SIZE).expect("small");
-    let states = layout.chunks().map(state).collect();
-    let segment = Segment { author: peer(1), from: ChunkIndex::FIRST, states, signature: Signature([0; 64]) };
+    let segment = streamed(peer(1), layout);
     let digest = digest();
     swarm.handle(Time::ZERO, Input::Wanted { digest, restored: None }, &mut out);
+    name(peer(1)).into_iter().for_each(|input| swarm.handle(Time::ZERO, input, &mut out));
     for from in [1, 2] {
         swarm.handle(Time::ZERO, Input::Connected { peer: peer(from), place: Place::default() }, &mut out);
         let message = Message::Subscribe { digest, frontier: ChunkIndex::FIRST };

@@ -36,8 +36,7 @@ impl Rig {
 
     /// A peer tells all states.
     fn learn(&mut self, from: usize) -> Vec<Output> {
-        let states = layout().chunks().map(state).collect();
-        let segment = Segment { author: peer(from), from: ChunkIndex::FIRST, states, signature: Signature([0; 64]) };
+        let segment = streamed(peer(from), layout());
         self.hear(from, Message::Segment { digest: digest(), size: SIZE, segment: segment.into() })
     }
 
@@ -84,8 +83,15 @@ fn a_chunk_shown_first_is_asked_for_again_after_a_refusal_whoevers_turn_it_is() 
     for mate in 10..20 {
         rig.meet(mate, (1, 1), none());
     }
+    for input in name(peer(1)) {
+        rig.tell(input);
+    }
     rig.meet(1, (1, 2), none());
     rig.learn(1);
+    // More than two at once are asked only of a peer that has sent something.
+    for (pull, ..) in pulls(&rig.hear(1, Message::Fresh { digest: digest(), chunks: vec![ChunkIndex(1)] })) {
+        rig.tell(Input::Pulled { digest: digest(), pull, verdict: Verdict::Good });
+    }
     let chunks: Vec<ChunkIndex> = (2..6).map(ChunkIndex).collect();
     let asked = pulls(&rig.hear(1, Message::Fresh { digest: digest(), chunks: chunks.clone() }));
     assert_eq!(asked.len(), chunks.len());
