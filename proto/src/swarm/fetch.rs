@@ -368,8 +368,7 @@ impl Fetch {
             (None, Some(lease)) if lease.is_greedy() => self.fail(cx, FetchError::Origin(OriginFailure::TRANSIENT)),
             (None, _) => {
                 cx.out.push(Output::Report(Event::Stalled { digest: self.digest }));
-                self.drop_lease(cx);
-                self.lease = Some(Lease::own(cx.now));
+                self.take_anyhow(cx);
             }
         }
     }

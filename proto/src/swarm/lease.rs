@@ -29,7 +29,7 @@ const PROOF_TIME: Duration = Duration::from_millis(400);
 pub(super) struct Lease {
     /// What a tracker gave; none if no tracker gave it.
     grant: Option<Grant>,
-    /// Taken because nothing else helped: the origin alone counts.
+    /// Taken because nothing else helped: the word of peers that never sent anything does not count.
     greedy: bool,
     runs: Vec<Run>,
     connections: Connections,
@@ -154,6 +154,8 @@ impl Fetch {
                 let mut lease = Lease::new(cx.now, Some(grant));
                 lease.not_before = Some(cx.now + cx.limits.holders_patience);
                 self.lease = Some(lease);
+                // What it brings counts from now on.
+                self.progressed = cx.now;
                 cx.out.push(Output::Report(Event::Leased { digest: self.digest }));
                 self.heartbeat(cx);
             }
@@ -164,6 +166,19 @@ impl Fetch {
         if self.lease.is_none() && self.shut.is_none() {
             cx.out.push(Output::Report(Event::Untracked { digest: self.digest }));
             self.lease = Some(Lease::new(cx.now, None));
+        }
+    }
+
+    /// Nothing helps: the origin is used whether or not a tracker gave the lease. One that it gave is kept, so that it
+    /// gives no other.
+    pub(super) fn take_anyhow(&mut self, cx: &mut Context<'_>) {
+        self.stop_origin(cx);
+        match &mut self.lease {
+            Some(lease) if !lease.is_import() => (lease.greedy, lease.not_before) = (true, None),
+            Some(_) | None => {
+                self.drop_lease(cx);
+                self.lease = Some(Lease::own(cx.now));
+            }
         }
     }
 
@@ -181,9 +196,7 @@ impl Fetch {
         if !self.tracking.includes(peer) {
             return;
         }
-        if lease.greedy {
-            lease.grant = None;
-        } else if lease.runs.is_empty() {
+        if lease.runs.is_empty() {
             self.give_back(cx);
         } else {
             lease.ending = true;
@@ -295,7 +308,7 @@ impl Fetch {
             });
         };
         let layout = content.layout();
-        let believed = self.remotes.believed(lease.since, now);
+        let believed = self.remotes.believed(lease, now);
         // Shorter ones at the end, so that no stream is left alone with a long one.
         let short = (content.missing() / (2 * streams as u32)).max(1);
         let stripe = lease.connections.stripe(layout.chunk_bytes()).min(short);
@@ -369,17 +382,15 @@ impl Fetch {
 
     /// Others have the next chunk meanwhile: the stream skips what they have.
     fn is_elsewhere(&self, now: Time, chunk: ChunkIndex) -> bool {
-        let (Some(content), Some(lease)) = (&self.content, self.lease.as_ref().filter(|lease| !lease.greedy)) else {
-            return false;
-        };
-        let to_be_had = || is_to_be_had(content, chunk, self.remotes.believed(lease.since, now));
+        let (Some(content), Some(lease)) = (&self.content, &self.lease) else { return false };
+        let to_be_had = || is_to_be_had(content, chunk, self.remotes.believed(lease, now));
         content.layout().contains(chunk) && (content.have.contains(chunk) || to_be_had())
     }
 
-    /// Several nodes may have gone to the origin when no tracker answered. Where one meets what another has brought, it
-    /// gives way as often as not.
+    /// Several nodes may have gone to the origin when no tracker answered or nothing came. Where one meets what another has
+    /// brought, it gives way as often as not.
     fn yields(&self, cx: &mut Context<'_>) -> bool {
-        self.lease.as_ref().is_some_and(Lease::is_untracked) && cx.rng.random_bool(0.5)
+        self.lease.as_ref().is_some_and(|lease| lease.grant.is_none()) && !self.solo && cx.rng.random_bool(0.5)
     }
 
     fn end_run(&mut self, cx: &mut Context<'_>, id: RunId) {
@@ -485,16 +496,16 @@ impl Fetch {
 }
 
 impl Remotes {
-    /// Whose word counts for what they have, under a lease that was taken at that time.
-    fn believed(&self, since: Time, now: Time) -> Slots {
-        if since + PROOF_TIME > now { self.all() } else { self.proven() }
+    /// Whose word counts for what they have.
+    fn believed(&self, lease: &Lease, now: Time) -> Slots {
+        if lease.since + PROOF_TIME > now && !lease.greedy { self.all() } else { self.proven() }
     }
 }
 
 /// Whether a chunk is for a new stream to bring: nobody has it, and none brings it already.
 fn is_open(content: &Content, lease: &Lease, chunk: ChunkIndex, believed: Slots) -> bool {
     let here = content.have.contains(chunk) || content.raw.contains(chunk);
-    let elsewhere = !lease.greedy && (is_to_be_had(content, chunk, believed) || content.is_busy(chunk));
+    let elsewhere = is_to_be_had(content, chunk, believed) || content.is_busy(chunk);
     !here && !elsewhere && !lease.runs.iter().any(|run| run.covers(chunk))
 }
 

@@ -221,6 +221,10 @@ impl Trial {
     pub(super) fn judge(&mut self, report: Report, limits: &Limits) -> Verdict {
         let Some(tenure) = &mut self.tenure else { return Verdict::Stay };
         let pause = self.pause.unwrap_or(limits.lease_trial);
+        if tenure.last.amount == 0 && report.amount > 0 {
+            // Until now the origin did not answer: that says nothing of the holder.
+            *tenure = Tenure::new(tenure.holder, report);
+        }
         let since = tenure.first.at;
         tenure.last = report;
         if self.pause.is_some() && tenure.steady == tenure.first && since + pause / 2 <= report.at {
