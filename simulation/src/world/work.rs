@@ -163,7 +163,7 @@ mod tests {
 
     #[test]
     fn a_rollout_with_costly_messages_and_connections_takes_longer() {
-        let (cheap, dear) = (ended("message_cost = \"0s\"\nconnect_cost = \"0s\""), ended("message_cost = \"1ms\""));
+        let (cheap, dear) = (ended("message_cost = \"0s\"\nconnect_cost = \"0s\""), ended("message_cost = \"5ms\""));
         assert_eq!((cheap.unmet_count, dear.unmet_count), (0, 0));
         assert!(dear.p50_s > cheap.p50_s, "{cheap}\n{dear}");
         let slow = ended("message_cost = \"0s\"\nconnect_cost = \"200ms\"");
