@@ -38,6 +38,7 @@ impl Fetch {
         let content = self.content.as_ref().filter(|content| content.offers.any_open())?;
         let hungry = self.is_rack_hungry(cx.now);
         let peers = peers & self.may_ask(cx);
+        let peers = if hungry || self.may_leave_rack(cx) { peers } else { peers & self.remotes.rack };
         if peers.is_empty() {
             return None;
         }
@@ -55,7 +56,8 @@ impl Fetch {
         }
         // The peer first: whoever has the rarest chunks is asked by all.
         let allowed = |chunk| self.may_fetch(chunk, hungry);
-        let slot = self.least_asked(cx, content.offers.useful(allowed) & peers)?;
+        let useful = content.offers.useful(allowed) & peers;
+        let slot = self.least_asked(cx, useful)?;
         content.offers.rarest(cx.rng, Slots::only(slot), allowed).map(|(chunk, _)| (slot, chunk))
     }
 

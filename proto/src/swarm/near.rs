@@ -95,12 +95,29 @@ impl Fetch {
         if self.imports() || self.is_hungry(cx.now, ZONE_PATIENCE) { Slots::ALL } else { !self.remotes.far }
     }
 
-    /// Whom a chunk may be asked of now: those of other racks only by whose turn it is, or in need.
+    /// Whom a chunk may be asked of now: those of other racks only for what none of the own rack has, or in need.
     pub(super) fn may_fetch(&self, chunk: ChunkIndex, hungry: bool) -> Slots {
-        match &self.duty.chunks {
-            Some(own) if !hungry && !own.contains(chunk) => self.remotes.rack | self.remotes.far,
-            _ => Slots::ALL,
+        let Some(content) = self.content.as_ref().filter(|_| !self.remotes.rack.is_empty() && !hungry) else {
+            return Slots::ALL;
+        };
+        if (content.offers.holders(chunk) & self.remotes.rack).is_empty() {
+            Slots::ALL
+        } else {
+            self.remotes.rack
         }
+    }
+
+    /// Whether another pull from outside of the rack may go out: of what a rack of many needs, each brings in a part.
+    pub(super) fn may_leave_rack(&self, cx: &Context<'_>) -> bool {
+        let (Some(content), mates) = (&self.content, self.remotes.rack.len()) else { return true };
+        if mates == 0 || self.imports() {
+            return true;
+        }
+        let share: f64 = std::env::var("OUT").ok().and_then(|x| x.parse().ok()).unwrap_or(0.25);
+        let share = share.max(1.2 / (mates + 1) as f64);
+        let most = (content.pulls_max(cx.limits) as f64 * share).ceil() as usize;
+        let outside = content.pulls.iter().filter(|(_, pull)| !self.remotes.rack.contains(pull.peer)).count();
+        outside < most
     }
 
     /// Whether chunks that a peer has need not be released any more. Those in another zone had what was imported from them
@@ -112,8 +129,9 @@ impl Fetch {
     /// Whether this fetch waits no longer for its rack's members: it got nothing for a while, or little is missing.
     pub(super) fn is_rack_hungry(&self, now: Time) -> bool {
         let near_end = |content: &Content| content.missing() * RACK_END <= content.layout().count();
-        self.duty.chunks.is_some()
-            && (self.is_hungry(now, RACK_PATIENCE) || self.content.as_ref().is_some_and(near_end))
+        let e = |k: &str, d: u64| std::env::var(k).ok().and_then(|x| x.parse().ok()).unwrap_or(d);
+        !self.remotes.rack.is_empty()
+            && (self.is_hungry(now, Duration::from_millis(e("PAT", 60))) || e("END", 1) == 1 && self.content.as_ref().is_some_and(near_end))
     }
 
     fn is_hungry(&self, now: Time, patience: Duration) -> bool {

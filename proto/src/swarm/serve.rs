@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::{AskId, Context, Output, fetch::Fetch, width::Width};
+use super::{AskId, Context, Output, fetch::Fetch, near::Near, width::Width};
 use crate::{chain::Ends, chunk::ChunkIndex, digest::Digest, peer::PeerId, time::Time, wire::Answer};
 
 /// What is being uploaded and what waits.
@@ -31,13 +31,12 @@ pub(super) enum Stock {
     Missing,
     /// It is here.
     Here,
-    /// It is here, and whoever asks is the only one that knows.
-    Fresh,
+    /// It is here, and many wait for whoever asks: it alone was shown it, or imports it into its zone.
+    Urgent,
 }
 
 impl Uploads {
-    /// Serves, queues or refuses. Returns whether it was refused for want of a slot. What its peer alone was shown waits: it
-    /// cannot get it from anybody else.
+    /// Serves, queues or refuses. Returns whether it was refused for want of a slot. What is urgent waits for the next.
     pub(super) fn asked(&mut self, cx: &mut Context<'_>, ask: AskId, upload: Upload, stock: Stock) -> bool {
         if stock == Stock::Missing {
             cx.out.push(Output::Refuse { ask, answer: Answer::Missing });
@@ -45,7 +44,7 @@ impl Uploads {
         }
         let most = self.width.at_once(cx.limits.uploads_max);
         let hogs = stock == Stock::Here && self.hogs(upload.peer, most);
-        let room = if stock == Stock::Fresh { cx.limits.releases_max } else { cx.limits.asks_waiting_max };
+        let room = if stock == Stock::Urgent { cx.limits.releases_max } else { cx.limits.asks_waiting_max };
         if !hogs && self.active.len() < most {
             self.active.insert(ask, upload);
             cx.links.uploads = self.active.len();
@@ -105,6 +104,7 @@ impl Fetch {
         }
         let shown = content.releases.shown_to(chunk);
         let alone = shown.is_some_and(|slot| self.remotes[slot].peer == peer);
-        if alone { Stock::Fresh } else { Stock::Here }
+        // Only importers ask from afar: their whole zone waits.
+        if alone || cx.near(peer) == Near::Far { Stock::Urgent } else { Stock::Here }
     }
 }
