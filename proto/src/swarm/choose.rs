@@ -38,7 +38,7 @@ impl Fetch {
         let content = self.content.as_ref().filter(|content| content.offers.any_open())?;
         let hungry = self.is_rack_hungry(cx.now);
         let peers = peers & self.may_ask(cx);
-        let peers = if hungry || self.may_leave_rack(cx) { peers } else { peers & self.remotes.rack };
+        let peers = if hungry { peers } else { peers & self.whose_turn(cx) };
         if peers.is_empty() {
             return None;
         }

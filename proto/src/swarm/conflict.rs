@@ -6,7 +6,6 @@ use super::{
     Context, Event, FetchError, OriginFailure, Output,
     fetch::Fetch,
     lease::Lease,
-    near::Duty,
     slots::{Slot, Slots},
 };
 use crate::{chunk::ChunkIndex, claim::Segment, peer::PeerId, time::Time};
@@ -117,7 +116,6 @@ impl Fetch {
         if self.content.take().is_none() {
             return;
         }
-        self.duty = Duty::default();
         self.begun = cx.now;
         cx.out.push(Output::Discard { digest: self.digest });
         self.progressed = cx.now;

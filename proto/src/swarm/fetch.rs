@@ -9,7 +9,6 @@ use super::{
     claims::Claims,
     content::{Content, PULL_PATIENCE},
     lease::Lease,
-    near::Duty,
     remotes::Remotes,
     track::Tracking,
 };
@@ -37,8 +36,6 @@ pub(super) struct Fetch {
     /// Peers that were given up because their word could not be relied on, and until when.
     pub(super) shunned: BTreeMap<PeerId, Time>,
     pub(super) claims: Claims,
-    /// Which chunks this node brings into its rack.
-    pub(super) duty: Duty,
     pub(super) tracking: Tracking,
     pub(super) lease: Option<Lease>,
     /// It has, or had, a lease to import into its zone.
@@ -79,7 +76,6 @@ impl Fetch {
             remotes: Remotes::default(),
             shunned: BTreeMap::new(),
             claims: Claims::default(),
-            duty: Duty::default(),
             tracking: Tracking::default(),
             lease: None,
             imported: false,

@@ -1,9 +1,9 @@
 //! Near and far: bytes come from the own rack and zone where they can.
 //!
 //! Into a zone one node imports, under a lease of that scope, as one node streams from the origin. Into a rack every node
-//! imports its share: of the rack's members that a node knows, the one whose hash with the chunk is largest brings that
-//! chunk in, and the others wait for it. Nothing of this is needed for a fetch to end: a node that gets nothing for a
-//! moment asks whomever it can.
+//! imports its share: most of its pulls are for the rack's own members, and the others for what none of these has, so that
+//! several bring in what all of them need. What a node imports into its zone it shows to other racks first. Nothing of this
+//! is needed for a fetch to end: a node that gets nothing for a moment asks whomever it can.
 
 use std::time::Duration;
 
@@ -13,13 +13,11 @@ use super::{
     fetch::Fetch,
     slots::{Slot, Slots},
 };
-use crate::{
-    chunk::{ChunkIndex, ChunkSet},
-    peer::{PeerId, Place},
-    time::Time,
-};
+use crate::{chunk::ChunkIndex, peer::Place, time::Time};
 
-/// A fetch that gets nothing for so long asks other racks for chunks that are not its own to bring in.
+/// One in so many pulls is for another rack, if the own one has many members.
+const OUTSIDE: usize = 6;
+/// A fetch that gets nothing for so long asks other racks as if it had none.
 const RACK_PATIENCE: Duration = Duration::from_millis(60);
 /// A fetch that lacks less than this part of its chunks waits for nobody: all of them together are little beside what
 /// a rack's uplink carries.
@@ -51,45 +49,7 @@ impl Near {
     }
 }
 
-/// Which chunks a node brings into its rack.
-#[derive(Debug, Default)]
-pub(super) struct Duty {
-    /// None if all: no other member of the rack is known.
-    chunks: Option<ChunkSet>,
-    /// Members came or went.
-    stale: bool,
-}
-
-impl Duty {
-    /// Members of the rack came or went.
-    pub(super) fn touch(&mut self) {
-        self.stale = true;
-    }
-}
-
 impl Fetch {
-    /// Finds out anew which chunks are this node's to bring into its rack, if the members changed.
-    pub(super) fn settle_duty(&mut self, me: PeerId) {
-        let Some(content) = &self.content else { return };
-        if !std::mem::take(&mut self.duty.stale) {
-            return;
-        }
-        let mates: Vec<u64> = self.remotes.rack.iter().map(|slot| key(self.remotes[slot].peer)).collect();
-        if mates.is_empty() {
-            self.duty.chunks = None;
-            return;
-        }
-        let me = key(me);
-        let mut own = ChunkSet::empty(content.layout().count());
-        for chunk in content.layout().chunks() {
-            let weight = weigh(me, chunk);
-            if mates.iter().all(|mate| weigh(*mate, chunk) < weight) {
-                own.insert(chunk);
-            }
-        }
-        self.duty.chunks = Some(own);
-    }
-
     /// Whom chunks may be asked of at all: those of other zones only by whoever imports, or in need.
     pub(super) fn may_ask(&self, cx: &Context<'_>) -> Slots {
         if self.imports() || self.is_hungry(cx.now, ZONE_PATIENCE) { Slots::ALL } else { !self.remotes.far }
@@ -100,24 +60,20 @@ impl Fetch {
         let Some(content) = self.content.as_ref().filter(|_| !self.remotes.rack.is_empty() && !hungry) else {
             return Slots::ALL;
         };
-        if (content.offers.holders(chunk) & self.remotes.rack).is_empty() {
-            Slots::ALL
-        } else {
-            self.remotes.rack
-        }
+        if (content.offers.holders(chunk) & self.remotes.rack).is_empty() { Slots::ALL } else { self.remotes.rack }
     }
 
-    /// Whether another pull from outside of the rack may go out: of what a rack of many needs, each brings in a part.
-    pub(super) fn may_leave_rack(&self, cx: &Context<'_>) -> bool {
-        let (Some(content), mates) = (&self.content, self.remotes.rack.len()) else { return true };
+    /// Whom to ask next: of what a rack of many needs, each brings in a part, so that few pulls are for other racks.
+    pub(super) fn whose_turn(&self, cx: &Context<'_>) -> Slots {
+        let (Some(content), mates) = (&self.content, self.remotes.rack.len()) else { return Slots::ALL };
         if mates == 0 || self.imports() {
-            return true;
+            return Slots::ALL;
         }
-        let share: f64 = std::env::var("OUT").ok().and_then(|x| x.parse().ok()).unwrap_or(0.25);
-        let share = share.max(1.2 / (mates + 1) as f64);
-        let most = (content.pulls_max(cx.limits) as f64 * share).ceil() as usize;
+        let all = content.pulls_max(cx.limits);
+        // With few mates a fair part is more; a little more than fair, since not all is brought in once only.
+        let most = all.div_ceil(OUTSIDE).max((all * 6).div_ceil(5 * (mates + 1)));
         let outside = content.pulls.iter().filter(|(_, pull)| !self.remotes.rack.contains(pull.peer)).count();
-        outside < most
+        if outside < most { Slots::ALL } else { self.remotes.rack }
     }
 
     /// Whether chunks that a peer has need not be released any more. Those in another zone had what was imported from them
@@ -129,9 +85,8 @@ impl Fetch {
     /// Whether this fetch waits no longer for its rack's members: it got nothing for a while, or little is missing.
     pub(super) fn is_rack_hungry(&self, now: Time) -> bool {
         let near_end = |content: &Content| content.missing() * RACK_END <= content.layout().count();
-        let e = |k: &str, d: u64| std::env::var(k).ok().and_then(|x| x.parse().ok()).unwrap_or(d);
-        !self.remotes.rack.is_empty()
-            && (self.is_hungry(now, Duration::from_millis(e("PAT", 60))) || e("END", 1) == 1 && self.content.as_ref().is_some_and(near_end))
+        let end = self.content.as_ref().is_some_and(near_end);
+        !self.remotes.rack.is_empty() && (end || self.is_hungry(now, RACK_PATIENCE))
     }
 
     fn is_hungry(&self, now: Time, patience: Duration) -> bool {
@@ -140,23 +95,9 @@ impl Fetch {
 
     /// When a fetch that waits for its rack or zone stops waiting.
     pub(super) fn hunger_due(&self, now: Time) -> Option<Time> {
-        let rack = self.duty.chunks.as_ref().map(|_| self.progressed + RACK_PATIENCE);
+        let rack = (!self.remotes.rack.is_empty()).then(|| self.progressed + RACK_PATIENCE);
         let far = !self.remotes.far.is_empty() && !self.imports();
         let zone = far.then(|| self.progressed + ZONE_PATIENCE);
         rack.into_iter().chain(zone).filter(|due| *due > now).min()
     }
-}
-
-/// A peer as a number, for weighing.
-fn key(peer: PeerId) -> u64 {
-    let [a, b, c, d, e, f, g, h, ..] = peer.0;
-    u64::from_le_bytes([a, b, c, d, e, f, g, h])
-}
-
-/// What a peer weighs for a chunk (rendezvous hashing): all that know the same peers agree on the heaviest.
-const fn weigh(peer: u64, chunk: ChunkIndex) -> u64 {
-    let mut x = peer ^ (chunk.0 as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
 }

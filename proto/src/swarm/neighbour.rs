@@ -4,7 +4,6 @@ use super::{
     Context,
     content::Content,
     fetch::Fetch,
-    near::Near,
     slots::{Slot, Slots},
 };
 use crate::{
@@ -58,9 +57,6 @@ impl Fetch {
         self.remotes[slot].up = true;
         let near = cx.near(self.remotes[slot].peer);
         self.remotes.place(slot, near);
-        if near == Near::Rack {
-            self.duty.touch();
-        }
     }
 
     pub(super) fn subscribe(&mut self, cx: &mut Context<'_>, slot: Slot) {
@@ -305,9 +301,6 @@ impl Fetch {
             }
         }
         let subscribed = self.remotes.subscribed.contains(slot);
-        if self.remotes.rack.contains(slot) {
-            self.duty.touch();
-        }
         let Some(remote) = self.remotes.remove(slot) else { return };
         if subscribed && remote.up {
             cx.send(remote.peer, Message::Unsubscribe { digest: self.digest });

@@ -23,7 +23,6 @@ impl Fetch {
         if self.content.is_none() || self.remotes.len() == 0 {
             return;
         }
-        self.settle_duty(cx.me);
         self.pull_fresh(cx);
         while self.has_room(cx) {
             let Some((slot, chunk)) = self.next_pull(cx) else { break };

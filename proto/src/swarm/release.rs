@@ -32,6 +32,9 @@ const PACE_MAX: Duration = Duration::from_secs(10);
 /// But not before this.
 const TIMEOUT_MIN: Duration = Duration::from_millis(400);
 
+/// With so many peers in other racks, the own rack is shown nothing first.
+const RACKS: usize = 3;
+
 /// Where each chunk from the origin stands.
 #[derive(Debug, Default)]
 pub(super) struct Releases {
@@ -213,6 +216,9 @@ impl Fetch {
         let subscribers = self.remotes.subscribers;
         let near = subscribers & !self.remotes.far;
         let takers = if near.is_empty() { subscribers } else { near };
+        // The others of the own rack would all pass them on through the same uplink.
+        let outside = takers & !self.remotes.rack;
+        let takers = if outside.len() >= RACKS { outside } else { takers };
         let takers =
             if (takers & !content.releases.idle).is_empty() { takers } else { takers & !content.releases.idle };
         let per_peer = share(cx.limits.releases_max, cx.limits.releases_per_peer_max, takers.len());

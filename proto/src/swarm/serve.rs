@@ -43,7 +43,7 @@ impl Uploads {
             return false;
         }
         let most = self.width.at_once(cx.limits.uploads_max);
-        let hogs = stock == Stock::Here && self.hogs(upload.peer, most);
+        let hogs = stock != Stock::Urgent && self.hogs(upload.peer, most);
         let room = if stock == Stock::Urgent { cx.limits.releases_max } else { cx.limits.asks_waiting_max };
         if !hogs && self.active.len() < most {
             self.active.insert(ask, upload);
