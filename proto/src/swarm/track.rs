@@ -35,6 +35,8 @@ pub(super) struct Tracking {
     granted: Option<Time>,
     /// All trackers were told of a lease and shall hear when it is over.
     told_lease: bool,
+    /// All trackers were asked, since the first knew few members.
+    all_asked: bool,
     state: State,
     holders_known: bool,
     /// Holders that were not asked yet.
@@ -56,6 +58,9 @@ pub(super) struct Tracking {
 /// So long after streams began or ended the trackers of the other blobs hear of it: most often several do at once.
 const HASTE: Duration = Duration::from_millis(10);
 
+/// How many nodes ask a second tracker: enough to mix the groups, few enough that thousands which start at once do not
+/// wait for one another's handshakes.
+const SECOND: f64 = 0.25;
 /// Holders of the whole blob that are asked beside the peers that the tracker names.
 const HOLDERS: usize = 2;
 /// Peers that a tracker names, with fewer of which the other holders are asked too.
@@ -180,7 +185,7 @@ impl Fetch {
         trackers.sort_by_key(|contact| cx.is_silent(contact.peer));
         let live = trackers.iter().filter(|contact| !cx.is_silent(contact.peer)).count();
         self.tracking.at = if live > 1 { cx.rng.random_range(0..live) } else { 0 };
-        self.tracking.second = (live > 1)
+        self.tracking.second = (live > 1 && cx.rng.random_bool(SECOND))
             .then(|| (self.tracking.at + cx.rng.random_range(1..live)) % live)
             .and_then(|at| trackers.get(at))
             .map(|contact| contact.peer);
@@ -415,6 +420,14 @@ impl Fetch {
         }
         if self.remotes.subscribed.len() < FEW {
             self.meet_spare(cx);
+            self.ask_others(cx);
+        }
+    }
+
+    /// The tracker knows few members: each may know some.
+    fn ask_others(&mut self, cx: &mut Context<'_>) {
+        if !std::mem::replace(&mut self.tracking.all_asked, true) {
+            self.join_all(cx);
         }
     }
 
@@ -437,6 +450,7 @@ impl Fetch {
             State::Joining { .. } | State::Joined { .. }
                 if self.tracking.is_at(peer)
                     || self.tracking.second == Some(peer)
+                    || self.tracking.all_asked && self.tracking.includes(peer)
                     || self.tracking.unconfirmed.contains(&peer) =>
             {
                 self.send_join(cx, peer);
