@@ -207,9 +207,7 @@ impl Draw {
     /// Liars, places and the DHT.
     fn tables(&mut self) {
         if self.chance(0.3) {
-            // Forged chains are left out: an honest node that goes on behind a forged state is still taken for its author
-            // (plans liars-5 and liars-20 show it).
-            let all = ["corrupt", "lying-availability", "silent"];
+            let all = ["corrupt", "lying-availability", "silent", "forged-chain"];
             let mut kinds: Vec<String> =
                 all.iter().filter(|_| self.rng.random_bool(0.5)).map(|kind| Quoted(kind).to_string()).collect();
             if kinds.is_empty() {
