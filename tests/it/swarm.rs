@@ -48,7 +48,7 @@ async fn five_nodes_at_once_cost_the_origin_one_copy() {
     join_all(cluster.nodes.iter().map(|node| pull(node, &image))).await;
     for content in image.blobs().chain(image.manifests()) {
         // The lease of a large blob may move to the node that streams the others, which asks for the rest.
-        let most = if content.size() > 12 * MIB as u64 { 2 } else { 1 };
+        let most = if content.size() > 12 * MIB { 2 } else { 1 };
         let gets = origin.gets(&content.digest).len();
         assert!(
             (1..=most).contains(&gets),
