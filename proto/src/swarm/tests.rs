@@ -12,6 +12,7 @@ use crate::{
     tracker::{self, Tracker},
 };
 
+mod claims;
 mod near;
 
 const HOP: Duration = Duration::from_millis(1);
