@@ -296,6 +296,10 @@ impl Fetch {
             self.believe(cx);
             return;
         }
+        if self.content.as_ref().is_some_and(|content| content.raw.contains(last)) {
+            // It came from the origin, and is hashed once the states in front of it are known.
+            return;
+        }
         let Some(expected) = candidate.chain.expected(last) else { return };
         let Some(slot) = self.remotes.find(peer).filter(|slot| self.remotes.ready(cx.now).contains(*slot)) else {
             return;

@@ -146,6 +146,8 @@ impl Fetch {
     pub(super) fn take_lease(&mut self, cx: &mut Context<'_>, grant: Grant) {
         self.imported |= grant.scope == Scope::Zone;
         match &mut self.lease {
+            // Nothing can be imported, or it would not have gone to the origin.
+            Some(lease) if lease.greedy && grant.scope == Scope::Zone => {}
             Some(lease) => {
                 lease.grant = Some(grant);
                 lease.ending = false;
@@ -154,8 +156,6 @@ impl Fetch {
                 let mut lease = Lease::new(cx.now, Some(grant));
                 lease.not_before = Some(cx.now + cx.limits.holders_patience);
                 self.lease = Some(lease);
-                // What it brings counts from now on.
-                self.progressed = cx.now;
                 cx.out.push(Output::Report(Event::Leased { digest: self.digest }));
                 self.heartbeat(cx);
             }

@@ -426,8 +426,15 @@ impl Fetch {
 
     /// The tracker knows few members: each may know some.
     fn ask_others(&mut self, cx: &mut Context<'_>) {
-        if !std::mem::replace(&mut self.tracking.all_asked, true) {
-            self.join_all(cx);
+        if std::mem::replace(&mut self.tracking.all_asked, true) || self.lease.is_some() {
+            return;
+        }
+        let asked = [self.tracking.tracker().map(|contact| contact.peer), self.tracking.second];
+        let others = self.tracking.trackers.iter().filter(|contact| !asked.contains(&Some(contact.peer)));
+        for tracker in others.copied().collect::<Vec<_>>() {
+            if cx.reach(tracker) {
+                self.send_join(cx, tracker.peer);
+            }
         }
     }
 
