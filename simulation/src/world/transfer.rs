@@ -36,7 +36,8 @@ impl World {
         self.checks.rule(sound || self.forgers && expected.end.is_some(), || {
             format!("node {node} pulls chunk {} without knowing its link", chunk.0)
         });
-        let needed = !self.nodes[node].holdings[blob].have.contains(chunk);
+        // What a stream that was given up has left behind, the machine does not know of.
+        let needed = !self.nodes[node].holdings[blob].arrived.contains(chunk);
         self.checks.rule(needed, || format!("node {node} pulls chunk {} that it has", chunk.0));
         let stage = Stage::Sent;
         let bytes = Bytes::TRUE;
