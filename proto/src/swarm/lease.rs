@@ -373,7 +373,9 @@ impl Fetch {
             }
         }
         let ending = self.lease.as_ref().is_some_and(|lease| lease.ending);
-        if ending || self.is_elsewhere(cx.now, chunk.next()) && self.yields(cx) {
+        // Two that stream without a tracker's leave keep step with each other: neither is ahead.
+        let twice = self.content.as_ref().is_some_and(|content| content.offers.is_held(chunk));
+        if ending || (twice || self.is_elsewhere(cx.now, chunk.next())) && self.yields(cx) {
             self.give_back(cx);
         } else if over || self.is_elsewhere(cx.now, chunk.next()) {
             self.end_run(cx, id);
@@ -498,7 +500,8 @@ impl Fetch {
 impl Remotes {
     /// Whose word counts for what they have.
     fn believed(&self, lease: &Lease, now: Time) -> Slots {
-        if lease.since + PROOF_TIME > now && !lease.greedy { self.all() } else { self.proven() }
+        let early = lease.since + PROOF_TIME > now && !lease.greedy;
+        if early || lease.is_untracked() { self.all() } else { self.proven() }
     }
 }
 

@@ -72,9 +72,9 @@ fn pulls(out: &[Output]) -> Vec<(PullId, PeerId, ChunkIndex)> {
 }
 
 fn convicted(out: &[Output]) -> Vec<PeerId> {
-    let convicted = |order: &Output| match order {
-        Output::Report(super::super::Event::Convicted { peer, .. }) => Some(*peer),
-        _ => None,
+    let convicted = |order: &Output| {
+        let Output::Report(super::super::Event::Convicted { peer, .. }) = order else { return None };
+        Some(*peer)
     };
     out.iter().filter_map(convicted).collect()
 }
