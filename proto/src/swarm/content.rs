@@ -2,7 +2,15 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use super::{PullId, news::News, offers::Offers, release::Releases, sign::Signing, slots::Slot, width::Width};
+use super::{
+    PullId,
+    news::News,
+    offers::Offers,
+    release::Releases,
+    sign::Signing,
+    slots::{Slot, Slots},
+    width::Width,
+};
 use crate::{
     chain::Chain,
     chunk::{ChunkIndex, ChunkSet, Layout},
@@ -128,8 +136,9 @@ impl Content {
         new
     }
 
-    pub(super) fn is_busy(&self, chunk: ChunkIndex) -> bool {
-        self.busy.contains(chunk)
+    /// Whether one of these peers was asked for a chunk.
+    pub(super) fn is_pulled_from(&self, chunk: ChunkIndex, peers: Slots) -> bool {
+        self.busy.contains(chunk) && self.pulls.iter().any(|(_, pull)| pull.chunk == chunk && peers.contains(pull.peer))
     }
 
     /// A chunk is stored and will be hashed when the state in front of it is known.

@@ -205,6 +205,9 @@ impl Fetch {
 
     /// Ends the lease and tells the tracker, and everybody what was held back for one peer each.
     fn give_back(&mut self, cx: &mut Context<'_>) {
+        if let Some(grant) = self.lease.as_ref().and_then(|lease| lease.grant) {
+            self.tracking.returned(grant.epoch);
+        }
         self.drop_lease(cx);
         if let Some(content) = &mut self.content {
             for chunk in content.releases.open() {
@@ -508,7 +511,7 @@ impl Remotes {
 /// Whether a chunk is for a new stream to bring: nobody has it, and none brings it already.
 fn is_open(content: &Content, lease: &Lease, chunk: ChunkIndex, believed: Slots) -> bool {
     let here = content.have.contains(chunk) || content.raw.contains(chunk);
-    let elsewhere = is_to_be_had(content, chunk, believed) || content.is_busy(chunk);
+    let elsewhere = is_to_be_had(content, chunk, believed) || content.is_pulled_from(chunk, believed);
     !here && !elsewhere && !lease.runs.iter().any(|run| run.covers(chunk))
 }
 

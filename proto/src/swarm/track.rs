@@ -10,7 +10,7 @@ use crate::{
     limits::Limits,
     peer::{Contact, PeerId},
     time::Time,
-    wire::{Grant, Held, Join, Message, Scope, Standing},
+    wire::{Epoch, Grant, Held, Join, Message, Scope, Standing},
 };
 
 /// A fetch that gets nothing for so long looks whether its tracker is alive. The first that joins becomes the lease
@@ -33,6 +33,8 @@ pub(super) struct Tracking {
     unconfirmed: Vec<PeerId>,
     /// When the lease was given.
     granted: Option<Time>,
+    /// The last lease that was given back.
+    over: Option<Epoch>,
     /// All trackers were told of a lease and shall hear when it is over.
     told_lease: bool,
     /// All trackers were asked, since the first knew few members.
@@ -110,6 +112,11 @@ impl Tracking {
     /// Whether a tracker named this one as a holder of the origin's lease, or no tracker is there to name any.
     pub(super) fn names(&self, peer: PeerId) -> bool {
         self.trackless || self.named.values().any(|named| named.contains(&peer))
+    }
+
+    /// A lease was given back: answers that were on their way meanwhile may still name it.
+    pub(super) fn returned(&mut self, epoch: Epoch) {
+        self.over = self.over.max(Some(epoch));
     }
 
     /// Whether no tracker that answers has given the lease to anybody else.
@@ -441,6 +448,9 @@ impl Fetch {
     /// A tracker gives the lease, or says that it is this node's as far as it knows. No stream is opened until all the
     /// trackers that can be asked have said so, since two of them may have given it to two nodes in the same instant.
     fn granted(&mut self, cx: &mut Context<'_>, peer: PeerId, grant: Grant) {
+        if self.tracking.over.is_some_and(|over| grant.epoch <= over) {
+            return;
+        }
         let held = self.lease.as_ref().and_then(Lease::report);
         if held.is_some_and(|held| held.epoch == grant.epoch && held.scope == grant.scope) {
             self.tracking.unconfirmed.retain(|tracker| *tracker != peer);
