@@ -174,7 +174,9 @@ impl Fetch {
     pub(super) fn take_anyhow(&mut self, cx: &mut Context<'_>) {
         self.stop_origin(cx);
         match &mut self.lease {
-            Some(lease) if !lease.is_import() => (lease.greedy, lease.not_before) = (true, None),
+            Some(lease) if !lease.is_import() => {
+                (lease.greedy, lease.not_before, lease.since) = (true, None, cx.now);
+            }
             Some(_) | None => {
                 self.drop_lease(cx);
                 self.lease = Some(Lease::own(cx.now));
@@ -377,12 +379,18 @@ impl Fetch {
         }
         let ending = self.lease.as_ref().is_some_and(|lease| lease.ending);
         // Two that stream without a tracker's leave keep step with each other: neither is ahead.
-        let twice = self.content.as_ref().is_some_and(|content| content.offers.is_held(chunk));
+        let twice = self.is_with_others(cx.now, chunk);
         if ending || (twice || self.is_elsewhere(cx.now, chunk.next())) && self.yields(cx) {
             self.give_back(cx);
         } else if over || self.is_elsewhere(cx.now, chunk.next()) {
             self.end_run(cx, id);
         }
+    }
+
+    /// Whether others, whose word counts, have a chunk that came from the origin just now.
+    fn is_with_others(&self, now: Time, chunk: ChunkIndex) -> bool {
+        let (Some(content), Some(lease)) = (&self.content, &self.lease) else { return false };
+        !(content.offers.holders(chunk) & self.remotes.believed(lease, now)).is_empty()
     }
 
     /// Others have the next chunk meanwhile: the stream skips what they have.
@@ -503,7 +511,12 @@ impl Fetch {
 impl Remotes {
     /// Whose word counts for what they have.
     fn believed(&self, lease: &Lease, now: Time) -> Slots {
-        let early = lease.since + PROOF_TIME > now && !lease.greedy;
+        if lease.greedy {
+            // All that was said until then has not helped.
+            let helps = self.iter().filter(|(_, remote)| remote.good > lease.since);
+            return helps.fold(Slots::NONE, |all, (slot, _)| all | Slots::only(slot));
+        }
+        let early = lease.since + PROOF_TIME > now;
         if early || lease.is_untracked() { self.all() } else { self.proven() }
     }
 }

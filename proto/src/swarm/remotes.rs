@@ -50,6 +50,8 @@ pub(super) struct Remote {
     pub(super) pace: Duration,
     /// When it last said or sent something.
     pub(super) heard: Time,
+    /// When it last sent a good chunk.
+    pub(super) good: Time,
     /// When it may be asked again, while it rests.
     pub(super) rests_until: Time,
     /// How often it was busy since the last good pull.
@@ -225,7 +227,7 @@ impl Remotes {
         let remote = &mut self[slot];
         match verdict {
             Verdict::Good => {
-                (remote.strikes, remote.heard) = (0, now);
+                (remote.strikes, remote.heard, remote.good) = (0, now, now);
                 remote.lies = remote.lies.saturating_sub(1);
                 remote.refusals = 0;
                 self.resting.remove(slot);
@@ -271,6 +273,7 @@ impl Remote {
             suggested: None,
             pace: Duration::ZERO,
             heard: Time::ZERO,
+            good: Time::ZERO,
             rests_until: Time::ZERO,
             refusals: 0,
             strikes: 0,
