@@ -150,6 +150,15 @@ impl World {
         let layout = self.blobs[blob].layout;
         let author = self.nodes[node].peer;
         let holding = &mut self.nodes[node].holdings[blob];
+        if !holding.wrong.is_empty() {
+            // The states that its process leaves are as false as the bytes: the next would begin with both.
+            let dropped: u64 = holding.have.iter().map(|chunk| layout.len(chunk)).sum();
+            holding.discard();
+            holding.restored = None;
+            self.tally.useful_bytes -= dropped;
+            self.tally.wasted_bytes += dropped;
+            return;
+        }
         let unverified = holding.have.iter().filter(|chunk| !holding.arrived.contains(*chunk));
         let dropped: u64 = unverified.map(|chunk| layout.len(chunk)).sum();
         let have = std::mem::replace(&mut holding.arrived, ChunkSet::empty(layout.count()));
