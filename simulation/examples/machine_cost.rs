@@ -70,7 +70,11 @@ fn prepared(blob: &Blob, out: &mut Vec<Output>) -> Swarm {
     for id in 1..=PEERS {
         let message = Message::Subscribe { digest, frontier: ChunkIndex::FIRST };
         swarm.handle(Time::ZERO, Input::Received { peer: peer(id), message }, out);
-        let chunks = ChunkSet::empty(blob.layout.count());
+        let mut chunks = ChunkSet::empty(blob.layout.count());
+        if id == 1 {
+            // It shows with the last chunk that its chain leads to the digest.
+            chunks.insert(blob.layout.last());
+        }
         let message = Message::Have { digest, size: SIZE, chunks };
         swarm.handle(Time::ZERO, Input::Received { peer: peer(id), message }, out);
     }
@@ -78,9 +82,6 @@ fn prepared(blob: &Blob, out: &mut Vec<Output>) -> Swarm {
         let message = Message::Segment { digest, size: SIZE, segment };
         swarm.handle(Time::ZERO, Input::Received { peer: peer(1), message }, out);
     }
-    // Some peer has the last chunk, which shows that the chain leads to the digest.
-    let message = Message::Got { digest, chunks: vec![blob.layout.last()] };
-    swarm.handle(Time::ZERO, Input::Received { peer: peer(1), message }, out);
     let probes = out.iter().filter_map(|order| match order {
         Output::Pull { pull, .. } => Some(*pull),
         _ => None,
