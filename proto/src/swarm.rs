@@ -35,6 +35,7 @@ mod remotes;
 mod serve;
 mod sign;
 mod slots;
+mod supply;
 #[cfg(test)]
 mod tests;
 mod track;

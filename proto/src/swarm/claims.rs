@@ -3,8 +3,8 @@
 //! States come in signed segments. One is believed if its author is a holder of the origin's lease, as a tracker says, or
 //! if it continues what is believed already. A *whole* chain proves itself in part: its last chunk must lead from its last
 //! state to the digest. So a whole chain is only a *candidate* until that chunk was pulled from whoever offers the chain;
-//! whoever signed and sent what leads elsewhere is caught by its own word. What is neither waits until somebody else says
-//! the same, or until nothing better came for a while.
+//! whoever signed and sent what leads elsewhere is caught by its own word. A part of a chain that no tracker's word stands
+//! for waits until nothing better came for a while.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -39,23 +39,26 @@ const UNABLE_TIME: Duration = Duration::from_secs(1);
 /// A tracker's word is enough for chains of so few chunks: little is lost if it is wrong.
 const SHORT: u32 = 16;
 
+/// Authors that are remembered as refused, and as caught: anybody can make up names of authors.
+const AUTHORS_MAX: usize = 256;
+
 /// What is claimed of a blob beside what is believed.
 #[derive(Debug, Default)]
 pub(super) struct Claims {
-    pub(super) candidate: Option<Candidate>,
+    candidate: Option<Candidate>,
     /// Authors whose chains led elsewhere, or contradict better ones.
-    pub(super) refused: BTreeSet<PeerId>,
+    refused: BTreeSet<PeerId>,
     /// Peers that did not show the end of the chain that they offer, and until when they are not asked again.
     unable: BTreeMap<PeerId, Time>,
     /// Authors of false states, and senders of bytes that do not fit their own word.
-    pub(super) banned: BTreeSet<PeerId>,
+    banned: BTreeSet<PeerId>,
     /// The last of these, for the trackers.
-    pub(super) accused: Option<PeerId>,
+    accused: Option<PeerId>,
 }
 
 /// A chain that is not believed yet.
 #[derive(Debug)]
-pub(super) struct Candidate {
+struct Candidate {
     /// Who offers it.
     peer: PeerId,
     /// What is believed, and what it says beyond.
@@ -73,8 +76,30 @@ impl Claims {
         self.banned.contains(&peer)
     }
 
+    /// Has nothing to do with what a peer says any more. Returns whether that is new.
+    pub(super) fn ban(&mut self, peer: PeerId) -> bool {
+        let new = self.banned.len() < AUTHORS_MAX && self.banned.insert(peer);
+        self.accused = if new { Some(peer) } else { self.accused };
+        new
+    }
+
+    /// The last that was banned.
     pub(super) const fn accused(&self) -> Option<PeerId> {
         self.accused
+    }
+
+    pub(super) fn is_refused(&self, author: PeerId) -> bool {
+        self.refused.contains(&author)
+    }
+
+    /// Considers no chain of these authors any more.
+    pub(super) fn refuse(&mut self, authors: impl Iterator<Item = PeerId>) {
+        let room = AUTHORS_MAX.saturating_sub(self.refused.len());
+        self.refused.extend(authors.take(room));
+    }
+
+    pub(super) fn drop_candidate(&mut self) {
+        self.candidate = None;
     }
 
     /// When a chain is believed although nobody stands for it and its end is not to be had.
@@ -213,7 +238,7 @@ impl Fetch {
 
     /// Keeps states that are not believed yet.
     fn consider(&mut self, cx: &mut Context<'_>, peer: PeerId, size: u64, segment: Arc<Segment>) {
-        if self.claims.refused.contains(&segment.author) || self.claims.is_unable(cx.now, peer) {
+        if self.claims.is_refused(segment.author) || self.claims.is_unable(cx.now, peer) {
             return;
         }
         if self.claims.candidate.is_none() {
@@ -344,7 +369,7 @@ impl Fetch {
     /// A whole chain leads elsewhere, with the bytes of the peer that offers it; if it signed the end, it is caught by its
     /// own word.
     fn misled(&mut self, cx: &mut Context<'_>, peer: PeerId, authors: &BTreeSet<PeerId>, signed: bool) {
-        self.claims.refused.extend(authors.iter().filter(|author| **author != cx.me));
+        self.claims.refuse(authors.iter().copied().filter(|author| *author != cx.me));
         let rests = |content: &Content| {
             let begun = content.segments.iter().any(|segment| authors.contains(&segment.author));
             // Its word was all that there was for the size, too.
@@ -353,6 +378,8 @@ impl Fetch {
         if self.content.as_ref().is_some_and(rests) {
             self.begin_anew(cx);
         }
+        // Whoever has that chunk found out, too: it does not have it, or its disk fails.
+        self.shun(peer, Time::MAX);
         if signed {
             self.convict(cx, peer);
         }
@@ -364,7 +391,7 @@ impl Fetch {
         self.claims.unable.retain(|_, until| *until > cx.now);
         self.claims.unable.insert(peer, cx.now + UNABLE_TIME);
         self.claims.candidate = None;
-        if let Some(slot) = self.remotes.find(peer).filter(|_| self.claims.is_banned(peer)) {
+        if let Some(slot) = self.remotes.find(peer).filter(|_| self.is_shunned(cx.now, peer)) {
             self.drop_remote(cx, slot);
         }
         self.ask_all_again(cx);

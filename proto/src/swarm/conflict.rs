@@ -33,7 +33,7 @@ impl Fetch {
             (false, false) => content.have.is_empty() && self.begun + BARREN * 2 <= cx.now,
             (false, true) => false,
         };
-        let refused = self.claims.refused.contains(&segment.author);
+        let refused = self.claims.is_refused(segment.author);
         if shown || !better || refused || authors.contains(&cx.me) {
             self.dispute(cx, slot);
             if !shown {
@@ -43,7 +43,7 @@ impl Fetch {
             return;
         }
         let less: Vec<PeerId> = authors.into_iter().filter(|author| !self.trusts(cx, *author)).collect();
-        self.claims.refused.extend(less);
+        self.claims.refuse(less.into_iter());
         self.begin_anew(cx);
         self.they_claim(cx, slot, size, segment);
         // Others that say the same were left aside.
@@ -88,14 +88,13 @@ impl Fetch {
 
     /// A peer is caught by its own word: it is left out, and the trackers are told.
     pub(super) fn convict(&mut self, cx: &mut Context<'_>, liar: PeerId) {
-        if !self.claims.banned.insert(liar) {
+        if !self.claims.ban(liar) {
             return;
         }
         cx.out.push(Output::Report(Event::Convicted { peer: liar, digest: self.digest }));
         if let Some(slot) = self.remotes.find(liar) {
             self.drop_remote(cx, slot);
         }
-        self.claims.accused = Some(liar);
         self.accuse(cx);
     }
 
@@ -112,13 +111,14 @@ impl Fetch {
     pub(super) fn begin_anew(&mut self, cx: &mut Context<'_>) {
         self.stop_origin(cx);
         self.cancel_pulls(cx);
-        self.claims.candidate = None;
-        if self.content.take().is_none() {
-            return;
-        }
+        self.claims.drop_candidate();
+        let Some(content) = self.content.take() else { return };
         self.begun = cx.now;
         cx.out.push(Output::Discard { digest: self.digest });
-        self.progressed = cx.now;
+        if !content.have.is_empty() {
+            // Else nothing is lost, and false words alone do not put off the way to the origin.
+            self.progressed = cx.now;
+        }
         self.remotes.forget_all();
         let asked = if self.solo { Slots::NONE } else { self.remotes.subscribed };
         for slot in asked.iter().filter(|slot| self.remotes[*slot].up).collect::<Vec<_>>() {

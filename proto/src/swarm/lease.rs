@@ -1,16 +1,12 @@
 //! Leases at work: streaming from the origin what no peer has, or importing it into a zone.
 
-use std::time::Duration;
-
 use rand::RngExt;
 
 use super::{
     Context, Event, FetchError, OriginFailure, Output, RunId,
     connections::{Connections, Intake},
-    content::Content,
     fetch::Fetch,
-    remotes::{Remote, Remotes},
-    slots::Slots,
+    supply::is_open,
 };
 use crate::{
     chain::{LinkEnd, State},
@@ -18,11 +14,6 @@ use crate::{
     time::Time,
     wire::{Epoch, Grant, Held, Scope},
 };
-
-/// Where peers say that they have what this node has nothing of, the first stream waits so long for one to show it.
-const SHOW_TIME: Duration = Duration::from_millis(150);
-/// Until then the peers' word is taken for what they have; from then on only that of those that sent something.
-const PROOF_TIME: Duration = Duration::from_millis(400);
 
 /// The right to fetch from the origin, or into a zone.
 #[derive(Debug)]
@@ -126,6 +117,16 @@ impl Lease {
         lasting < wanted && self.runs.len() < wanted * 2
     }
 
+    /// When it was taken.
+    pub(super) const fn since(&self) -> Time {
+        self.since
+    }
+
+    /// Whether a stream brings a chunk.
+    pub(super) fn covers(&self, chunk: ChunkIndex) -> bool {
+        self.runs.iter().any(|run| run.covers(chunk))
+    }
+
     fn total(&self) -> u64 {
         self.bytes + self.runs.iter().map(|run| run.bytes).sum::<u64>()
     }
@@ -146,8 +147,6 @@ impl Fetch {
     pub(super) fn take_lease(&mut self, cx: &mut Context<'_>, grant: Grant) {
         self.imported |= grant.scope == Scope::Zone;
         match &mut self.lease {
-            // Nothing can be imported, or it would not have gone to the origin.
-            Some(lease) if lease.greedy && grant.scope == Scope::Zone => {}
             Some(lease) => {
                 lease.grant = Some(grant);
                 lease.ending = false;
@@ -198,7 +197,11 @@ impl Fetch {
         if !self.tracking.includes(peer) {
             return;
         }
-        if lease.runs.is_empty() {
+        if lease.greedy {
+            // Nothing else helped, whoever gave it and wants it back.
+            lease.grant = None;
+            self.tracking.returned(epoch);
+        } else if lease.runs.is_empty() {
             self.give_back(cx);
         } else {
             lease.ending = true;
@@ -243,15 +246,13 @@ impl Fetch {
         if self.shut.is_some() || !self.may_open(cx.now) {
             return;
         }
-        let awaits = self.awaits_show();
+        let shown = self.awaits_show().filter(|end| *end > cx.now);
         let Some(lease) = &mut self.lease else { return };
-        let shown = lease.since + SHOW_TIME;
-        if awaits && shown > cx.now {
-            lease.not_before = Some(shown);
-            self.arm(shown);
+        lease.not_before = shown;
+        if let Some(end) = shown {
+            self.arm(end);
             return;
         }
-        lease.not_before = None;
         let chunk_bytes = self.content.as_ref().map_or(u64::MAX, |content| content.layout().chunk_bytes());
         let intake = Intake {
             bytes: lease.total(),
@@ -278,15 +279,6 @@ impl Fetch {
         if let Some(due) = self.lease.as_ref().and_then(|lease| lease.deadline(cx.now)) {
             self.arm(due);
         }
-    }
-
-    /// Whether peers have what this node has nothing of, as they say, and none has shown it yet.
-    fn awaits_show(&self) -> bool {
-        let lease = self.lease.as_ref().is_some_and(|lease| !lease.active && !lease.greedy);
-        let nothing = self.content.as_ref().is_none_or(|content| content.have.is_empty());
-        let said =
-            |remote: &Remote| remote.has > 0 || remote.early.as_ref().is_some_and(|(_, chunks)| !chunks.is_empty());
-        lease && nothing && self.remotes.iter().any(|(_, remote)| said(remote))
     }
 
     /// Whether a stream may start: a lease on the origin, not pausing, and no peer left that may turn out to have it all.
@@ -378,26 +370,13 @@ impl Fetch {
             }
         }
         let ending = self.lease.as_ref().is_some_and(|lease| lease.ending);
-        // Two that stream without a tracker's leave keep step with each other: neither is ahead.
-        let twice = self.is_with_others(cx.now, chunk);
-        if ending || (twice || self.is_elsewhere(cx.now, chunk.next())) && self.yields(cx) {
+        let met = self.is_elsewhere(cx.now, chunk.next());
+        // Two that stream without a tracker's leave may keep step with each other: then neither is ahead.
+        if ending || (met || self.are_others_at(cx.now, chunk)) && self.yields(cx) {
             self.give_back(cx);
-        } else if over || self.is_elsewhere(cx.now, chunk.next()) {
+        } else if over || met {
             self.end_run(cx, id);
         }
-    }
-
-    /// Whether others, whose word counts, have a chunk that came from the origin just now.
-    fn is_with_others(&self, now: Time, chunk: ChunkIndex) -> bool {
-        let (Some(content), Some(lease)) = (&self.content, &self.lease) else { return false };
-        !(content.offers.holders(chunk) & self.remotes.believed(lease, now)).is_empty()
-    }
-
-    /// Others have the next chunk meanwhile: the stream skips what they have.
-    fn is_elsewhere(&self, now: Time, chunk: ChunkIndex) -> bool {
-        let (Some(content), Some(lease)) = (&self.content, &self.lease) else { return false };
-        let to_be_had = || is_to_be_had(content, chunk, self.remotes.believed(lease, now));
-        content.layout().contains(chunk) && (content.have.contains(chunk) || to_be_had())
     }
 
     /// Several nodes may have gone to the origin when no tracker answered or nothing came. Where one meets what another has
@@ -506,30 +485,4 @@ impl Fetch {
             self.fail(cx, FetchError::Origin(failure));
         }
     }
-}
-
-impl Remotes {
-    /// Whose word counts for what they have.
-    fn believed(&self, lease: &Lease, now: Time) -> Slots {
-        if lease.greedy {
-            // All that was said until then has not helped.
-            let helps = self.iter().filter(|(_, remote)| remote.good > lease.since);
-            return helps.fold(Slots::NONE, |all, (slot, _)| all | Slots::only(slot));
-        }
-        let early = lease.since + PROOF_TIME > now;
-        if early || lease.is_untracked() { self.all() } else { self.proven() }
-    }
-}
-
-/// Whether a chunk is for a new stream to bring: nobody has it, and none brings it already.
-fn is_open(content: &Content, lease: &Lease, chunk: ChunkIndex, believed: Slots) -> bool {
-    let here = content.have.contains(chunk) || content.raw.contains(chunk);
-    let elsewhere = is_to_be_had(content, chunk, believed) || content.is_pulled_from(chunk, believed);
-    !here && !elsewhere && !lease.runs.iter().any(|run| run.covers(chunk))
-}
-
-/// Whether peers have a chunk that they can be asked for. What cannot be verified cannot be asked for: whoever truly has it
-/// has the states for it, too, and tells them.
-fn is_to_be_had(content: &Content, chunk: ChunkIndex, believed: Slots) -> bool {
-    chunk < content.verifiable_end() && !(content.offers.holders(chunk) & believed).is_empty()
 }

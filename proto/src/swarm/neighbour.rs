@@ -41,7 +41,7 @@ impl Fetch {
         }
     }
 
-    fn is_shunned(&self, now: Time, peer: PeerId) -> bool {
+    pub(super) fn is_shunned(&self, now: Time, peer: PeerId) -> bool {
         self.claims.is_banned(peer) || self.shunned.get(&peer).is_some_and(|until| *until > now)
     }
 

@@ -104,7 +104,7 @@ impl Fetch {
         }
         let shown = content.releases.shown_to(chunk);
         let alone = shown.is_some_and(|slot| self.remotes[slot].peer == peer);
-        // Only importers ask from afar: their whole zone waits.
+        // Importers ask from afar, and who is in need: a whole zone waits, or nobody else helps.
         if alone || cx.near(peer) == Near::Far { Stock::Urgent } else { Stock::Here }
     }
 }

@@ -14,6 +14,9 @@ use crate::{
 
 mod claims;
 mod near;
+mod rig;
+
+use rig::{name, streamed};
 
 const HOP: Duration = Duration::from_millis(1);
 const CHUNK: Duration = Duration::from_millis(10);
@@ -458,24 +461,6 @@ fn a_tracker_that_died_in_silence_is_left_long_before_its_connection_breaks() {
         world.nodes[dead].alive = false;
         assert!(world.run(Duration::from_secs(5), World::all_complete), "node {dead} died: {}", world.describe());
     }
-}
-
-/// A tracker, peer 3, names a holder of the origin's lease.
-fn name(source: PeerId) -> [Input; 3] {
-    let (digest, tracker) = (digest(), peer(3));
-    let sources = vec![source];
-    let joined = Message::Joined { digest, peers: Vec::new(), lease: None, served: true, sources };
-    [
-        Input::Located { digest, trackers: vec![contact(3)], known: Vec::new() },
-        Input::Connected { peer: tracker, place: Place::default() },
-        Input::Received { peer: tracker, message: joined },
-    ]
-}
-
-/// States as they are known before the last chunks came from the origin.
-fn streamed(author: PeerId, layout: Layout) -> Segment {
-    let states = layout.chunks().map(state).take(layout.count() as usize - 1).collect();
-    Segment { author, from: ChunkIndex::FIRST, states, signature: Signature([0; 64]) }
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! A fetch and its trackers: joining, heartbeats, the next tracker when one is silent, and the rationed fallback.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 
 use rand::RngExt;
 
@@ -33,8 +36,8 @@ pub(super) struct Tracking {
     unconfirmed: Vec<PeerId>,
     /// When the lease was given.
     granted: Option<Time>,
-    /// The last lease that was given back.
-    over: Option<Epoch>,
+    /// The last leases that were given back, so that they are not taken again.
+    over: VecDeque<Epoch>,
     /// All trackers were told of a lease and shall hear when it is over.
     told_lease: bool,
     /// All trackers were asked, since the first knew few members.
@@ -67,6 +70,8 @@ const SECOND: f64 = 0.25;
 const HOLDERS: usize = 2;
 /// Peers that a tracker names, with fewer of which the other holders are asked too.
 const FEW: usize = 6;
+/// Leases that were given back are remembered, the last so many.
+const OVER_MAX: usize = 8;
 /// Shortest time between two questions to the tracker out of turn.
 const ASK_PAUSE: Duration = Duration::from_millis(100);
 
@@ -116,7 +121,10 @@ impl Tracking {
 
     /// A lease was given back: answers that were on their way meanwhile may still name it.
     pub(super) fn returned(&mut self, epoch: Epoch) {
-        self.over = self.over.max(Some(epoch));
+        if self.over.len() == OVER_MAX {
+            self.over.pop_front();
+        }
+        self.over.push_back(epoch);
     }
 
     /// Whether no tracker that answers has given the lease to anybody else.
@@ -448,7 +456,9 @@ impl Fetch {
     /// A tracker gives the lease, or says that it is this node's as far as it knows. No stream is opened until all the
     /// trackers that can be asked have said so, since two of them may have given it to two nodes in the same instant.
     fn granted(&mut self, cx: &mut Context<'_>, peer: PeerId, grant: Grant) {
-        if self.tracking.over.is_some_and(|over| grant.epoch <= over) {
+        // Nothing can be imported where nothing but the origin helped.
+        let vain = grant.scope == Scope::Zone && self.lease.as_ref().is_some_and(Lease::is_greedy);
+        if vain || self.tracking.over.contains(&grant.epoch) {
             return;
         }
         let held = self.lease.as_ref().and_then(Lease::report);

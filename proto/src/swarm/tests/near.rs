@@ -1,93 +1,46 @@
 //! Zones and racks: who brings a chunk in, and who hears of it.
 
-use super::*;
+use super::{
+    rig::{Rig, layout, pulls},
+    *,
+};
 use crate::wire::{Epoch, Grant, Scope};
 
-/// One machine in the first rack of a zone, and its orders.
-struct Rig {
-    swarm: Swarm,
-    now: Time,
+/// A node in the first rack of a zone.
+fn node(zone: u32) -> Rig {
+    Rig::new(Place { zone, rack: 1 })
 }
 
-impl Rig {
-    fn new(zone: u32) -> Self {
-        let swarm = Swarm::new(peer(9), Place { zone, rack: 1 }, Limits::default(), 1);
-        let mut rig = Self { swarm, now: Time::ZERO };
-        rig.tell(Input::Wanted { digest: digest(), restored: None });
-        rig
-    }
-
-    fn tell(&mut self, input: Input) -> Vec<Output> {
-        let mut out = Vec::new();
-        self.swarm.handle(self.now, input, &mut out);
-        out
-    }
-
-    fn hear(&mut self, from: usize, message: Message) -> Vec<Output> {
-        self.tell(Input::Received { peer: peer(from), message })
-    }
-
-    /// A peer connects, subscribes and says what it has.
-    fn meet(&mut self, from: usize, (zone, rack): (u32, u32), chunks: ChunkSet) {
-        self.tell(Input::Connected { peer: peer(from), place: Place { zone, rack } });
-        self.hear(from, Message::Subscribe { digest: digest(), frontier: ChunkIndex::FIRST });
-        self.hear(from, Message::Have { digest: digest(), size: SIZE, chunks });
-    }
-
-    /// A peer tells all states.
-    fn learn(&mut self, from: usize) -> Vec<Output> {
-        let segment = streamed(peer(from), layout());
-        self.hear(from, Message::Segment { digest: digest(), size: SIZE, segment: segment.into() })
-    }
-
-    /// A tracker, node 3 of the own zone, gives the lease to import.
-    fn lease(&mut self, zone: u32) {
-        self.tell(Input::Located { digest: digest(), trackers: vec![contact(3)], known: Vec::new() });
-        self.tell(Input::Connected { peer: peer(3), place: Place { zone, rack: 3 } });
-        let lease = Some(Grant { epoch: Epoch(1), scope: Scope::Zone });
-        let (peers, sources) = (Vec::new(), vec![peer(1), peer(2), peer(3)]);
-        self.hear(3, Message::Joined { digest: digest(), peers, lease, served: true, sources });
-    }
-
-    fn wait(&mut self, time: Duration) -> Vec<Output> {
-        let (end, mut out) = (self.now + time, Vec::new());
-        while let Some(due) = self.swarm.deadline().filter(|due| *due <= end) {
-            self.now = self.now.max(due);
-            out.extend(self.tell(Input::Elapsed));
-            assert!(self.swarm.deadline().is_none_or(|next| next > self.now), "it asks for time again and again");
-        }
-        self.now = end;
-        out
-    }
+/// A peer tells states.
+fn learn(rig: &mut Rig, from: usize) -> Vec<Output> {
+    let segment = streamed(peer(from), layout());
+    rig.hear(from, Message::Segment { digest: digest(), size: SIZE, segment: segment.into() })
 }
 
-fn layout() -> Layout {
-    Layout::new(SIZE).expect("small")
+/// A tracker, node 3 of the own zone, gives the lease to import.
+fn lease(rig: &mut Rig, zone: u32) {
+    rig.tell(Input::Located { digest: digest(), trackers: vec![contact(3)], known: Vec::new() });
+    rig.tell(Input::Connected { peer: peer(3), place: Place { zone, rack: 3 } });
+    let lease = Some(Grant { epoch: Epoch(1), scope: Scope::Zone });
+    let (peers, sources) = (Vec::new(), vec![peer(1), peer(2), peer(3)]);
+    rig.hear(3, Message::Joined { digest: digest(), peers, lease, served: true, sources });
 }
 
 fn none() -> ChunkSet {
     ChunkSet::empty(layout().count())
 }
 
-fn pulls(out: &[Output]) -> Vec<(PullId, PeerId, ChunkIndex)> {
-    let pull = |order: &Output| {
-        let Output::Pull { pull, peer, chunk, .. } = order else { return None };
-        Some((*pull, *peer, *chunk))
-    };
-    out.iter().filter_map(pull).collect()
-}
-
 #[test]
 fn a_chunk_shown_first_is_asked_for_again_after_a_refusal_whoevers_turn_it_is() {
-    let mut rig = Rig::new(1);
+    let mut rig = node(1);
     for mate in 10..20 {
-        rig.meet(mate, (1, 1), none());
+        rig.meet(mate, Place { zone: 1, rack: 1 }, none());
     }
     for input in name(peer(1)) {
         rig.tell(input);
     }
-    rig.meet(1, (1, 2), none());
-    rig.learn(1);
+    rig.meet(1, Place { zone: 1, rack: 2 }, none());
+    learn(&mut rig, 1);
     // More than two at once are asked only of a peer that has sent something.
     for (pull, ..) in pulls(&rig.hear(1, Message::Fresh { digest: digest(), chunks: vec![ChunkIndex(1)] })) {
         rig.tell(Input::Pulled { digest: digest(), pull, verdict: Verdict::Good });
@@ -105,14 +58,14 @@ fn a_chunk_shown_first_is_asked_for_again_after_a_refusal_whoevers_turn_it_is() 
 
 #[test]
 fn what_an_importer_released_stays_with_one_peer_though_other_zones_have_it() {
-    let mut rig = Rig::new(2);
-    rig.lease(2);
+    let mut rig = node(2);
+    lease(&mut rig, 2);
     for near in [5, 6] {
-        rig.meet(near, (2, 2), none());
+        rig.meet(near, Place { zone: 2, rack: 2 }, none());
     }
-    rig.meet(2, (1, 2), none());
-    rig.meet(1, (1, 2), ChunkSet::full(layout().count()));
-    let asked = pulls(&rig.learn(1));
+    rig.meet(2, Place { zone: 1, rack: 2 }, none());
+    rig.meet(1, Place { zone: 1, rack: 2 }, ChunkSet::full(layout().count()));
+    let asked = pulls(&learn(&mut rig, 1));
     let (pull, from, chunk) = *asked.first().expect("an importer asks another zone");
     assert_eq!(from, peer(1));
     let out = rig.tell(Input::Pulled { digest: digest(), pull, verdict: Verdict::Good });
@@ -129,7 +82,7 @@ fn what_an_importer_released_stays_with_one_peer_though_other_zones_have_it() {
 
 #[test]
 fn an_importer_that_gets_nothing_does_not_ask_for_time_again_and_again() {
-    let mut rig = Rig::new(2);
-    rig.lease(2);
+    let mut rig = node(2);
+    lease(&mut rig, 2);
     rig.wait(Duration::from_secs(1));
 }
