@@ -38,6 +38,8 @@ pub(super) struct Fetch {
     pub(super) claims: Claims,
     pub(super) tracking: Tracking,
     pub(super) lease: Option<Lease>,
+    /// A lease was asked back although nothing else had helped: once, for another may do better, but not again and again.
+    pub(super) robbed: bool,
     /// It has, or had, a lease to import into its zone.
     pub(super) imported: bool,
     /// The origin will not help this node any more.
@@ -78,6 +80,7 @@ impl Fetch {
             claims: Claims::default(),
             tracking: Tracking::default(),
             lease: None,
+            robbed: false,
             imported: false,
             shut: None,
             solo: false,

@@ -197,8 +197,8 @@ impl Fetch {
         if !self.tracking.includes(peer) {
             return;
         }
-        if lease.greedy {
-            // Nothing else helped, whoever gave it and wants it back.
+        if lease.greedy && std::mem::replace(&mut self.robbed, true) {
+            // Nothing else helped, and nothing has since it was taken away before.
             lease.grant = None;
             self.tracking.returned(epoch);
         } else if lease.runs.is_empty() {

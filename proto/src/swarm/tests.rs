@@ -13,6 +13,7 @@ use crate::{
 };
 
 mod claims;
+mod lease;
 mod near;
 mod rig;
 

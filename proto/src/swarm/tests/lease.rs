@@ -1,0 +1,65 @@
+//! A lease that a tracker gives and takes.
+
+use super::{
+    rig::{Rig, layout},
+    *,
+};
+use crate::wire::{Epoch, Grant, Scope};
+
+fn joined(epoch: u64) -> Message {
+    let lease = Some(Grant { epoch: Epoch(epoch), scope: Scope::Origin });
+    Message::Joined { digest: digest(), peers: Vec::new(), lease, served: false, sources: Vec::new() }
+}
+
+fn revoked(epoch: u64) -> Message {
+    Message::Revoked { digest: digest(), epoch: Epoch(epoch) }
+}
+
+/// A node that streams under a lease, but got nothing for so long that it would go to the origin anyhow.
+fn stalled() -> (Rig, RunId) {
+    let mut rig = Rig::new(Place::default());
+    rig.tell(Input::Located { digest: digest(), trackers: vec![contact(3)], known: Vec::new() });
+    rig.tell(Input::Holders { digest: digest(), holders: Vec::new() });
+    rig.tell(Input::Connected { peer: peer(3), place: Place::default() });
+    rig.hear(3, joined(1));
+    let mut run = None;
+    for order in rig.wait(Limits::default().stall_timeout * 2) {
+        if let Output::PullOrigin { run: opened, .. } = order {
+            run = Some(opened);
+        }
+    }
+    (rig, run.expect("a stream"))
+}
+
+/// The first chunk comes. Returns whether the stream goes on.
+fn goes_on(rig: &mut Rig, run: RunId) -> bool {
+    let (digest, chunk) = (digest(), ChunkIndex::FIRST);
+    rig.tell(Input::OriginOpened { digest, run, size: SIZE });
+    let end = Some(link_end(digest, layout(), chunk));
+    let out = rig.tell(Input::OriginChunk { digest, run, chunk, end });
+    !out.iter().any(|order| matches!(order, Output::StopOrigin { .. }))
+}
+
+#[test]
+fn a_tracker_takes_back_once_what_nothing_else_helped_but_not_again() {
+    let (mut rig, run) = stalled();
+    rig.hear(3, revoked(1));
+    assert!(!goes_on(&mut rig, run), "somebody else may do better");
+    let (mut rig, run) = stalled();
+    rig.hear(3, revoked(1));
+    rig.hear(3, joined(2));
+    rig.hear(3, revoked(2));
+    assert!(goes_on(&mut rig, run));
+}
+
+#[test]
+fn a_lease_that_was_given_back_is_not_taken_from_an_answer_that_comes_late() {
+    let mut rig = Rig::new(Place::default());
+    rig.tell(Input::Located { digest: digest(), trackers: vec![contact(3)], known: Vec::new() });
+    rig.tell(Input::Connected { peer: peer(3), place: Place::default() });
+    rig.hear(3, joined(1));
+    rig.hear(3, revoked(1));
+    assert_eq!(rig.hear(3, joined(1)), [], "nobody is told of a lease that is over");
+    let out = rig.hear(3, joined(2));
+    assert!(out.iter().any(|order| matches!(order, Output::Send { message: Message::Join(_), .. })), "{out:?}");
+}
