@@ -54,6 +54,12 @@ async fn one_daemon(seed: u64, layers: &[u64]) -> (OriginDouble, Image, Daemon) 
     (origin, image, daemon)
 }
 
+/// How many GETs of a blob a rollout may cost, each for other bytes: the lease of one with more than 48 chunks to come may
+/// move to the node that streams the others, which asks for the rest.
+const fn gets_max(size: u64) -> usize {
+    if size > 12 * MIB { 2 } else { 1 }
+}
+
 /// An origin with one image of one platform and layers of these sizes, tagged `v1`.
 async fn origin_with(seed: u64, layers: &[u64]) -> (OriginDouble, Image) {
     let image = ImageSpec::new(seed, layers).one_platform().build();

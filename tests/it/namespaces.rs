@@ -21,7 +21,7 @@ use shoal_tests::{
 };
 use tempfile::TempDir;
 
-use crate::{MIB, REPOSITORY, SHOAL, settings};
+use crate::{MIB, REPOSITORY, SHOAL, gets_max, settings};
 
 const PROGRAMS: [&str; 6] = ["containerd", "ctr", "docker-registry", "skopeo", "ip", "tc"];
 /// Nodes, besides the origin.
@@ -141,7 +141,7 @@ async fn a_rollout_over_real_links_costs_the_origin_one_copy() {
     assert!(copies <= 1.02, "{copies:.4} copies: {:#?}", site.registry.blob_gets());
     for blob in site.image.native().blobs() {
         let gets = site.registry.blob_gets().into_iter().filter(|get| get.path.contains(&blob.digest)).count();
-        assert_eq!(gets, 1, "GETs of {} ({} bytes)", blob.digest, blob.size());
+        assert!((1..=gets_max(blob.size())).contains(&gets), "{gets} GETs of {} ({} bytes)", blob.digest, blob.size());
     }
 }
 

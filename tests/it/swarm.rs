@@ -14,7 +14,7 @@ use shoal_tests::{
 use crate::{
     MIB, REPOSITORY, blob_path,
     crash::{rot, wait_for_bytes},
-    manifest_path, origin_with, settings,
+    gets_max, manifest_path, origin_with, settings,
 };
 
 /// How long a transfer of these tests may take before something is wrong.
@@ -47,11 +47,9 @@ async fn five_nodes_at_once_cost_the_origin_one_copy() {
     origin.limit(20 * MIB);
     join_all(cluster.nodes.iter().map(|node| pull(node, &image))).await;
     for content in image.blobs().chain(image.manifests()) {
-        // The lease of a large blob may move to the node that streams the others, which asks for the rest.
-        let most = if content.size() > 12 * MIB { 2 } else { 1 };
         let gets = origin.gets(&content.digest).len();
         assert!(
-            (1..=most).contains(&gets),
+            (1..=gets_max(content.size())).contains(&gets),
             "{gets} GETs of {} ({} bytes)\n{}",
             content.digest,
             content.size(),
