@@ -1,6 +1,6 @@
 //! What a fetch knows of its blob once the size is known: states, chunks, and what is on its way.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use super::{
     PullId,
@@ -46,8 +46,8 @@ pub(super) struct Content {
     pub(super) feeder: Option<PeerId>,
     /// When states were last asked for again.
     pub(super) states_asked: Time,
-    /// Chunks that we were shown first.
-    pub(super) fresh: BTreeSet<ChunkIndex>,
+    /// Chunks that we were shown first, and by whom.
+    pub(super) fresh: BTreeMap<ChunkIndex, Slot>,
     /// Chunks that are being pulled.
     busy: ChunkSet,
     /// Who has which chunk.
@@ -89,7 +89,7 @@ impl Content {
             hashing: None,
             feeder: None,
             states_asked: Time::ZERO,
-            fresh: BTreeSet::new(),
+            fresh: BTreeMap::new(),
             busy: ChunkSet::empty(count),
             offers: Offers::new(count),
             pulls: Vec::new(),

@@ -321,7 +321,9 @@ impl Fetch {
         self.used = cx.now;
         self.drop_lease(cx);
         cx.out.push(Output::Proven { digest: self.digest });
-        self.unsubscribe_all(cx);
+        if self.content.as_ref().is_some_and(|content| content.releases.is_idle()) {
+            self.unsubscribe_all(cx);
+        }
         // Now, not when it is sealed: that may take the disk longer than a lease lives.
         self.join_complete(cx);
     }
@@ -334,6 +336,7 @@ impl Fetch {
             && let Some(content) = &mut self.content
         {
             content.releases.clear();
+            self.unsubscribe_all(cx);
         }
         self.sealed = true;
         cx.out.push(Output::Announce { digest: self.digest });

@@ -95,7 +95,7 @@ impl Lease {
         self.grant.is_none() && !self.greedy
     }
 
-    fn is_import(&self) -> bool {
+    pub(super) fn is_import(&self) -> bool {
         self.grant.is_some_and(|grant| grant.scope == Scope::Zone)
     }
 

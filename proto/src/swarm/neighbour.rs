@@ -27,8 +27,14 @@ impl Fetch {
         if peer == cx.me || self.solo || !self.is_fetching() || self.is_shunned(cx.now, peer) {
             return;
         }
-        let most = cx.limits.neighbours_max * if self.imports() { 2 } else { 1 };
-        if self.remotes.is_subscribed(peer) || self.remotes.subscribed.len() >= most {
+        // Whoever imports needs peers of other zones, however many of the own one found it first.
+        let most = cx.limits.neighbours_max;
+        let full = match &self.lease {
+            Some(lease) if lease.is_import() => self.remotes.far.len() >= most,
+            Some(_) => self.remotes.subscribed.len() >= most * 2,
+            None => self.remotes.subscribed.len() >= most,
+        };
+        if full || self.remotes.is_subscribed(peer) {
             return;
         }
         let up = cx.reach(contact);
@@ -118,7 +124,8 @@ impl Fetch {
                 self.they_got(cx, slot, &chunks);
                 if let Some(content) = &mut self.content {
                     let layout = content.layout();
-                    content.fresh.extend(chunks.into_iter().filter(|chunk| layout.contains(*chunk)));
+                    let known = chunks.into_iter().filter(|chunk| layout.contains(*chunk));
+                    content.fresh.extend(known.map(|chunk| (chunk, slot)));
                 }
             }
             (Message::Segment { size, segment, .. }, Some(slot)) => self.they_claim(cx, slot, size, segment),

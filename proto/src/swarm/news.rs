@@ -14,6 +14,9 @@ use crate::{
 /// A chunk is rare if at most one in so many peers has it.
 const RARE: usize = 3;
 
+/// So many of the own rack hear at once of what came into it.
+const MATES: usize = 8;
+
 /// Chunks that may be told of, in the order in which they came.
 #[derive(Debug, Default)]
 pub(super) struct News {
@@ -41,10 +44,19 @@ impl News {
 
 impl Fetch {
     /// Tells of a new chunk: a few peers at once if few have it, all of them with others that came meanwhile.
-    pub(super) fn tell(&mut self, cx: &mut Context<'_>, chunk: ChunkIndex) {
+    pub(super) fn tell(&mut self, cx: &mut Context<'_>, chunk: ChunkIndex, imported: bool) {
         let Some(content) = &mut self.content else { return };
         content.news.add(cx.now, chunk, cx.limits);
         let holders = content.offers.holders(chunk);
+        if imported {
+            let mut mates = self.remotes.rack & self.remotes.subscribers & !holders;
+            for _ in 0..MATES {
+                let Some(slot) = mates.any(cx.rng) else { break };
+                mates.remove(slot);
+                self.tell_these(cx, Slots::only(slot));
+            }
+            return;
+        }
         if holders.len() * RARE > self.remotes.len() {
             return;
         }

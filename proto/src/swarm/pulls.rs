@@ -62,19 +62,24 @@ impl Fetch {
 
     /// Asks for chunks that we were shown first, beyond the number that others may be out: everybody waits for them.
     fn pull_fresh(&mut self, cx: &mut Context<'_>) {
-        loop {
-            let Some(content) = self.content.as_mut().filter(|content| !content.fresh.is_empty()) else { return };
+        while self.content.as_ref().is_some_and(|content| !content.fresh.is_empty()) {
+            let near = self.may_ask(cx);
+            let Some(content) = &mut self.content else { return };
             let most = if cx.links.pace.is_streaming() { cx.pulls_max() } else { cx.limits.node_pulls_max * 2 };
             if cx.links.pulls >= most {
                 return;
             }
             let Content { fresh, have, offers, .. } = content;
             // One that is on its way stays: it may come to nothing, and be nobody else's to bring in.
-            fresh.retain(|chunk| !have.contains(*chunk) && offers.is_held(*chunk));
+            fresh.retain(|chunk, _| !have.contains(*chunk) && offers.is_held(*chunk));
             let able = self.remotes.ready(cx.now) | self.remotes.full() & self.remotes.proven();
-            let able = |chunk: &ChunkIndex| Some(((offers.holders(*chunk) & able).first()?, *chunk));
-            let mut open = fresh.iter().filter(|chunk| offers.is_open(**chunk));
-            let Some((slot, chunk)) = open.find_map(able) else { return };
+            let mut open = fresh.iter().filter(|(chunk, _)| offers.is_open(**chunk));
+            let found = open.find_map(|(chunk, shower)| {
+                let holders = offers.holders(*chunk) & able;
+                let slot = (holders & Slots::only(*shower)).first().or_else(|| (holders & near).any(cx.rng))?;
+                Some((slot, *chunk))
+            });
+            let Some((slot, chunk)) = found else { return };
             self.start_pull(cx, slot, chunk, true);
         }
     }
@@ -253,7 +258,7 @@ impl Fetch {
             if content.pulls.iter().filter(|(_, other)| other.chunk == pull.chunk).count() > 1 {
                 continue;
             }
-            let others = content.offers.holders(pull.chunk) & !Slots::only(pull.peer);
+            let others = content.offers.holders(pull.chunk) & self.may_ask(cx) & !Slots::only(pull.peer);
             let able = others & self.remotes.ready(cx.now) & !self.remotes.slow(content.pull_time);
             if let Some(slot) = self.least_asked(cx, able) {
                 self.start_pull(cx, slot, pull.chunk, false);

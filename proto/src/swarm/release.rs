@@ -127,7 +127,7 @@ impl Releases {
         self.pending.values().map(|(_, since)| *since).min().map(|since| since + self.timeout(limits))
     }
 
-    fn is_idle(&self) -> bool {
+    pub(super) fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.pending.is_empty()
     }
 
@@ -171,7 +171,8 @@ impl Fetch {
         if unique && content.layout().count() >= cx.limits.release_chunks_min {
             content.releases.add(chunk);
         } else {
-            self.tell(cx, chunk);
+            let imported = !self.remotes.rack.is_empty() && near.is_some_and(|near| near != Near::Rack);
+            self.tell(cx, chunk, imported);
         }
     }
 
@@ -205,6 +206,10 @@ impl Fetch {
                 content.news.add(cx.now, chunk, cx.limits);
             }
             self.tell_due(cx);
+            if !self.is_fetching() {
+                // Until now others' news said what need not be released any more.
+                self.unsubscribe_all(cx);
+            }
         }
     }
 

@@ -13,7 +13,7 @@ use super::{Context, Output, fetch::Fetch, lease::Lease};
 use crate::{
     digest::Digest,
     limits::Limits,
-    peer::{Contact, PeerId},
+    peer::{Contact, PeerId, Place},
     time::Time,
     wire::{Epoch, Grant, Message, Scope},
 };
@@ -34,6 +34,8 @@ pub(super) struct Tracking {
     at: usize,
     /// Another one that is asked once, so that the groups of the trackers mix.
     second: Option<PeerId>,
+    /// The one at which the nodes of this node's rack meet.
+    meeting_point: Option<PeerId>,
     /// Trackers that have not said yet that the lease is this node's.
     unconfirmed: Vec<PeerId>,
     /// When the lease was given.
@@ -197,10 +199,12 @@ impl Fetch {
         trackers.sort_by_key(|contact| cx.is_silent(contact.peer));
         let live = trackers.iter().filter(|contact| !cx.is_silent(contact.peer)).count();
         self.tracking.at = if live > 1 { cx.rng.random_range(0..live) } else { 0 };
-        self.tracking.second = (live > 1 && cx.rng.random_bool(SECOND))
+        let other = (live > 1 && cx.rng.random_bool(SECOND))
             .then(|| (self.tracking.at + cx.rng.random_range(1..live)) % live)
             .and_then(|at| trackers.get(at))
             .map(|contact| contact.peer);
+        self.tracking.meeting_point = meeting_point(cx, &trackers[..live]);
+        self.tracking.second = self.tracking.meeting_point.or(other);
         self.tracking.named.retain(|tracker, _| trackers.iter().any(|contact| contact.peer == *tracker));
         self.tracking.trackers = trackers;
         if self.tracking.trackers.is_empty() {
@@ -337,7 +341,10 @@ impl Fetch {
                 | State::Completing => State::Joined { beat: cx.now, unanswered: None },
             };
             self.tracking.assured = served.then_some(cx.now);
-        } else {
+            if self.tracking.meeting_point.is_some_and(|point| point != peer) {
+                named = named.min(FEW);
+            }
+        } else if self.tracking.meeting_point != Some(peer) {
             named = named.div_ceil(3);
         }
         match lease {
@@ -427,6 +434,17 @@ impl Fetch {
             }
         }
     }
+}
+
+/// The tracker at which the nodes of this node's rack meet, if it has a name: else each would know only those of them that
+/// happened to choose the same tracker.
+fn meeting_point(cx: &Context<'_>, trackers: &[Contact]) -> Option<PeerId> {
+    let Place { zone, rack } = cx.place;
+    let point = ((u64::from(zone) << 32) | u64::from(rack)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let distance = |peer: &PeerId| {
+        peer.0.iter().rev().zip(point.to_be_bytes()).map(|(one, other)| one ^ other).collect::<Vec<_>>()
+    };
+    trackers.iter().map(|contact| contact.peer).filter(|_| rack != 0).min_by_key(distance)
 }
 
 /// A random wait, most often near the end of the window: of many nodes that draw one, few draw an early one, and the
