@@ -12,7 +12,8 @@ impl Fetch {
     pub(super) fn next_pull(&mut self, cx: &mut Context<'_>) -> Option<(Slot, ChunkIndex)> {
         let usual = self.content.as_ref()?.pull_time;
         let (ready, slow) = (self.remotes.ready(cx.now), self.remotes.slow(usual));
-        self.find(cx, ready & !slow)
+        let hungry = self.is_rack_hungry(cx.now);
+        self.find(cx, ready & !slow, hungry)
             .or_else(|| {
                 // Only peers that were asked their share already are of use: the share is for where others can be asked too.
                 let content = self.content.as_ref()?;
@@ -21,22 +22,26 @@ impl Fetch {
                 let most = share(content.pulls_max(cx.limits), cx.limits.pulls_per_peer_max, full.len());
                 let below = full.iter().filter(|slot| self.remotes[*slot].pulls < most);
                 let below = below.fold(Slots::NONE, |all, slot| all | Slots::only(slot));
-                self.find(cx, below)
+                self.find(cx, below, hungry)
             })
-            .or_else(|| self.find(cx, ready & slow))
+            .or_else(|| self.find(cx, ready & slow, hungry))
+            .or_else(|| {
+                // The own rack's are all busy: this node's share of pulls for others is free for whatever it lacks.
+                let outside = ready & !slow & !self.remotes.rack & self.whose_turn(cx);
+                if hungry || self.remotes.rack.is_empty() { None } else { self.find(cx, outside, true) }
+            })
     }
 
     /// What to ask a certain peer for next.
     pub(super) fn next_from(&mut self, cx: &mut Context<'_>, slot: Slot) -> Option<ChunkIndex> {
         let usual = self.content.as_ref()?.pull_time;
         let able = self.remotes.ready(cx.now) & !self.remotes.slow(usual) & Slots::only(slot);
-        self.find(cx, able).map(|(_, chunk)| chunk)
+        self.find(cx, able, self.is_rack_hungry(cx.now)).map(|(_, chunk)| chunk)
     }
 
-    /// Of what these peers have, the chunk to ask for, and the one to ask.
-    fn find(&self, cx: &mut Context<'_>, peers: Slots) -> Option<(Slot, ChunkIndex)> {
+    /// Of what these peers have, the chunk to ask for, and the one to ask. `hungry`: without regard to the own rack.
+    fn find(&self, cx: &mut Context<'_>, peers: Slots, hungry: bool) -> Option<(Slot, ChunkIndex)> {
         let content = self.content.as_ref().filter(|content| content.offers.any_open())?;
-        let hungry = self.is_rack_hungry(cx.now);
         let peers = peers & self.may_ask(cx);
         let peers = if hungry { peers } else { peers & self.whose_turn(cx) };
         if peers.is_empty() {

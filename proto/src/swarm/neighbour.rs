@@ -23,12 +23,16 @@ const SHUNNED_MAX: usize = 256;
 impl Fetch {
     /// Makes a peer a neighbour, if there is room.
     pub(super) fn meet(&mut self, cx: &mut Context<'_>, contact: Contact) {
+        self.meet_within(cx, contact, cx.limits.neighbours_max);
+    }
+
+    /// The same as long as there are not so many.
+    pub(super) fn meet_within(&mut self, cx: &mut Context<'_>, contact: Contact, most: usize) {
         let peer = contact.peer;
         if peer == cx.me || self.solo || !self.is_fetching() || self.is_shunned(cx.now, peer) {
             return;
         }
         // Whoever imports needs peers of other zones, however many of the own one found it first.
-        let most = cx.limits.neighbours_max;
         let full = match &self.lease {
             Some(lease) if lease.is_import() => self.remotes.far.len() >= most,
             Some(_) => self.remotes.subscribed.len() >= most * 2,

@@ -353,8 +353,10 @@ impl Fetch {
             Some(_) | None => {}
         }
         // Behind the lease, since whoever imports has room for more.
+        // Others may have found this node meanwhile; whom it meets in its rack, it cannot do without.
+        let room = if self.tracking.meeting_point == Some(peer) { 2 } else { 1 };
         for contact in peers.iter().take(named) {
-            self.meet(cx, *contact);
+            self.meet_within(cx, *contact, cx.limits.neighbours_max * room);
         }
         if self.remotes.subscribed.len() < FEW {
             self.meet_spare(cx);

@@ -86,3 +86,67 @@ fn an_importer_that_gets_nothing_does_not_ask_for_time_again_and_again() {
     lease(&mut rig, 2);
     rig.wait(Duration::from_secs(1));
 }
+
+#[test]
+fn a_chunk_shown_first_is_asked_of_whoever_shows_it_and_not_of_another_zone() {
+    let mut rig = node(1);
+    for input in name(peer(1)) {
+        rig.tell(input);
+    }
+    let mut all = none();
+    all.insert(ChunkIndex(1));
+    // The far one comes first in every list.
+    rig.meet(2, Place { zone: 2, rack: 1 }, all);
+    rig.meet(1, Place { zone: 1, rack: 2 }, none());
+    learn(&mut rig, 1);
+    let asked = pulls(&rig.hear(1, Message::Fresh { digest: digest(), chunks: vec![ChunkIndex(1)] }));
+    let asked: Vec<_> = asked.into_iter().map(|(_, from, chunk)| (from, chunk)).collect();
+    assert_eq!(asked, [(peer(1), ChunkIndex(1))]);
+}
+
+#[test]
+fn what_came_into_a_rack_is_told_to_its_members_at_once() {
+    let mut rig = node(1);
+    for input in name(peer(1)) {
+        rig.tell(input);
+    }
+    let mates = [10, 11, 12];
+    for mate in mates {
+        rig.meet(mate, Place { zone: 1, rack: 1 }, none());
+    }
+    rig.meet(1, Place { zone: 1, rack: 2 }, none());
+    learn(&mut rig, 1);
+    let asked = pulls(&rig.hear(1, Message::Got { digest: digest(), chunks: vec![ChunkIndex(1)] }));
+    let [(pull, ..)] = asked[..] else { panic!("one chunk is there to be asked for: {asked:?}") };
+    let out = rig.tell(Input::Pulled { digest: digest(), pull, verdict: Verdict::Good });
+    let told: BTreeSet<PeerId> = out
+        .iter()
+        .filter_map(|order| match order {
+            Output::Send { peer, message: Message::Got { .. } } => Some(*peer),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(told, mates.into_iter().map(peer).collect());
+}
+
+#[test]
+fn an_importer_whose_table_its_own_zone_filled_still_meets_other_zones() {
+    let mut rig = node(2);
+    for near in 10..50 {
+        rig.meet(near, Place { zone: 2, rack: 2 }, none());
+    }
+    rig.tell(Input::Located { digest: digest(), trackers: vec![contact(3)], known: Vec::new() });
+    rig.tell(Input::Connected { peer: peer(3), place: Place { zone: 2, rack: 3 } });
+    let grant = Some(Grant { epoch: Epoch(1), scope: Scope::Zone });
+    let joined = |lease| Message::Joined {
+        digest: digest(),
+        peers: vec![contact(1)],
+        lease,
+        served: true,
+        sources: vec![peer(1)],
+    };
+    let dials =
+        |out: &[Output]| out.iter().any(|order| matches!(order, Output::Dial { contact } if contact.peer == peer(1)));
+    assert!(!dials(&rig.hear(3, joined(None))), "it imports nothing and knows enough peers");
+    assert!(dials(&rig.hear(3, joined(grant))));
+}

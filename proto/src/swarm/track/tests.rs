@@ -151,3 +151,30 @@ fn a_lease_that_another_tracker_revokes_is_given_back_to_all_and_nothing_streams
 fn others_and_own(leased: bool) -> Vec<(PeerId, bool)> {
     (1..=4).map(|id| (tracker(id).peer, leased)).collect()
 }
+
+#[test]
+fn the_nodes_of_a_rack_meet_at_one_tracker() {
+    let asked = |place: Place| -> Vec<Vec<PeerId>> {
+        let each = (0..8).map(|seed| {
+            let mut node =
+                Node { swarm: Swarm::new(PeerId([99; 32]), place, Limits::default(), seed), out: Vec::new() };
+            node.handle(Input::Wanted { digest: digest(), restored: None });
+            node.handle(Input::Holders { digest: digest(), holders: Vec::new() });
+            node.out.clear();
+            node.handle(Input::Located {
+                digest: digest(),
+                trackers: (1..=4).map(tracker).collect(),
+                known: Vec::new(),
+            });
+            node.dialled()
+        });
+        each.collect()
+    };
+    let common =
+        |all: &[Vec<PeerId>]| (1..=4).filter(|id| all.iter().all(|one| one.contains(&PeerId([*id; 32])))).count();
+    for rack in 1..10 {
+        let all = asked(Place { zone: 1, rack });
+        assert!(common(&all) == 1 && all.iter().all(|one| one.len() <= 2), "rack {rack}: {all:?}");
+    }
+    assert_eq!(common(&asked(Place { zone: 1, rack: 0 })), 0, "nodes without a rack are spread over all");
+}
