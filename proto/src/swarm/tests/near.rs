@@ -119,13 +119,10 @@ fn what_came_into_a_rack_is_told_to_its_members_at_once() {
     let asked = pulls(&rig.hear(1, Message::Got { digest: digest(), chunks: vec![ChunkIndex(1)] }));
     let [(pull, ..)] = asked[..] else { panic!("one chunk is there to be asked for: {asked:?}") };
     let out = rig.tell(Input::Pulled { digest: digest(), pull, verdict: Verdict::Good });
-    let told: BTreeSet<PeerId> = out
-        .iter()
-        .filter_map(|order| match order {
-            Output::Send { peer, message: Message::Got { .. } } => Some(*peer),
-            _ => None,
-        })
-        .collect();
+    let told = |order: &Output| {
+        if let Output::Send { peer, message: Message::Got { .. } } = order { Some(*peer) } else { None }
+    };
+    let told: BTreeSet<PeerId> = out.iter().filter_map(told).collect();
     assert_eq!(told, mates.into_iter().map(peer).collect());
 }
 
