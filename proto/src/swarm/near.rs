@@ -2,8 +2,10 @@
 //!
 //! Into a zone one node imports, under a lease of that scope, as one node streams from the origin. Into a rack every node
 //! imports its share: most of its pulls are for the rack's own members, and the others for what none of these has, so that
-//! several bring in what all of them need. What a node imports into its zone it shows to other racks first. Nothing of this
-//! is needed for a fetch to end: a node that gets nothing for a moment asks whomever it can.
+//! several bring in what all of them need. What a node brings into its rack it tells the rack's members at once, and where
+//! they are all busy its share of outside pulls is free for whatever it lacks. The nodes of a rack meet at one tracker, since
+//! by chance each would know two or three of twenty. What a node imports into its zone it shows to other racks first. Nothing
+//! of this is needed for a fetch to end: a node that gets nothing for a moment asks whomever it can.
 
 use std::time::Duration;
 
