@@ -179,7 +179,9 @@ async fn a_rollout_goes_on_when_the_lease_holder_is_killed() {
         bytes / MIB,
         direct as f64 / bytes as f64,
     ));
-    assert!(copies <= 1.1, "{copies:.4} copies: {:#?}", site.registry.blob_gets());
+    // What the killed one had for itself is fetched again, and so is what each stream had on its way when it ended: on two
+    // busy cores 1.03 to 1.16. That every node pays for itself would be 4.
+    assert!(copies <= 1.25, "{copies:.4} copies: {:#?}", site.registry.blob_gets());
     let holder = site.nodes[holder].address.to_string();
     let others =
         site.registry.accesses().into_iter().filter(|get| get.agent.contains("containerd") && get.client != holder);
