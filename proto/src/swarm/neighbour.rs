@@ -103,6 +103,8 @@ impl Fetch {
                 self.they_got(cx, slot, &chunks);
                 if self.is_fetching() {
                     self.pull_from(cx, slot);
+                } else {
+                    self.release(cx);
                 }
                 return;
             }

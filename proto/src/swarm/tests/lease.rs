@@ -63,3 +63,24 @@ fn a_lease_that_was_given_back_is_not_taken_from_an_answer_that_comes_late() {
     let out = rig.hear(3, joined(2));
     assert!(out.iter().any(|order| matches!(order, Output::Send { message: Message::Join(_), .. })), "{out:?}");
 }
+
+#[test]
+fn a_holder_that_has_it_all_hears_of_what_it_showed_until_others_have_that() {
+    let unsubscribes = |out: &[Output]| {
+        out.iter().any(|order| matches!(order, Output::Send { message: Message::Unsubscribe { .. }, .. }))
+    };
+    let (mut rig, run) = stalled();
+    rig.tell(Input::OriginOpened { digest: digest(), run, size: SIZE });
+    for from in [1, 2] {
+        rig.meet(from, Place::default(), ChunkSet::empty(layout().count()));
+    }
+    let mut out = Vec::new();
+    for chunk in layout().chunks() {
+        let end = Some(link_end(digest(), layout(), chunk));
+        out.extend(rig.tell(Input::OriginChunk { digest: digest(), run, chunk, end }));
+    }
+    assert!(out.iter().any(|order| matches!(order, Output::Proven { .. })), "it has it all");
+    assert!(!unsubscribes(&out), "the others have nothing of it yet");
+    let out = rig.hear(1, Message::Got { digest: digest(), chunks: layout().chunks().collect() });
+    assert!(unsubscribes(&out), "they have it: {out:?}");
+}
