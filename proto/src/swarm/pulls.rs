@@ -75,8 +75,8 @@ impl Fetch {
             let able = self.remotes.ready(cx.now) | self.remotes.full() & self.remotes.proven();
             let mut open = fresh.iter().filter(|(chunk, _)| offers.is_open(**chunk));
             let found = open.find_map(|(chunk, shower)| {
-                let holders = offers.holders(*chunk) & able;
-                let slot = (holders & Slots::only(*shower)).first().or_else(|| (holders & near).any(cx.rng))?;
+                // Not of the shower alone: it may be slow, and others have the chunk by now.
+                let slot = (offers.holders(*chunk) & able & (near | Slots::only(*shower))).first()?;
                 Some((slot, *chunk))
             });
             let Some((slot, chunk)) = found else { return };
