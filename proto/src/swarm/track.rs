@@ -442,10 +442,8 @@ impl Fetch {
 /// happened to choose the same tracker.
 fn meeting_point(cx: &Context<'_>, trackers: &[Contact]) -> Option<PeerId> {
     let Place { zone, rack } = cx.place;
-    let point = ((u64::from(zone) << 32) | u64::from(rack)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let distance = |peer: &PeerId| {
-        peer.0.iter().rev().zip(point.to_be_bytes()).map(|(one, other)| one ^ other).collect::<Vec<_>>()
-    };
+    let point = ((u64::from(zone) << 32) | u64::from(rack)).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes();
+    let distance = |peer: &PeerId| std::array::from_fn::<u8, 8, _>(|at| peer.0[at] ^ point[at]);
     trackers.iter().map(|contact| contact.peer).filter(|_| rack != 0).min_by_key(distance)
 }
 

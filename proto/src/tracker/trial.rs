@@ -2,7 +2,7 @@
 //!
 //! The holder may be a node whose links are slow, and nobody knows what the origin could give. So where a fetch would take
 //! long it is tried: the lease goes to another member for a while, and whoever gets more keeps it. A holder whose others
-//! get much less than itself hoards: it cannot send what it gets, and what the others get counts for it. Once two holders
+//! get much less than itself hoards: it cannot send what it gets, and what the others get counts for it. Once three holders
 //! are about equal, the origin or the swarm is the limit, and the lease stays until it gets much slower.
 
 use std::time::Duration;
@@ -32,6 +32,8 @@ const SETTLED: Duration = Duration::from_millis(500);
 const REPORTS: u32 = 3;
 /// Chunks that a tenure brings before it is judged, if it lasts no longer than trials may.
 const SAMPLE: u32 = 2;
+/// So many holders are about equal before the origin is taken for the limit: two may both be slow, where one node in fifty is.
+const EQUALS: usize = 3;
 /// Holders that are remembered as tried.
 const TRIED_MAX: usize = 8;
 
@@ -250,6 +252,8 @@ impl Trial {
                 if measure.beats(&known, FASTER) {
                     self.lengthen(pause, limits);
                     self.measure_anew();
+                } else if worth && self.tried.len() < EQUALS {
+                    return Verdict::Another;
                 } else {
                     self.settle(limits);
                 }
@@ -288,5 +292,54 @@ impl Trial {
 
     fn measure_anew(&mut self) {
         self.tenure = self.tenure.map(|tenure| Tenure::new(tenure.holder, tenure.last));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the tracker hears of one holder, which gets so many bytes a second, until it decides something.
+    fn tenure(trial: &mut Trial, now: &mut Time, holder: u8, rate: u64) -> Option<Verdict> {
+        let report = |at: Time, since: Time| Report {
+            at,
+            have: 1 + u32::try_from(at.since(since).as_millis() / 100).expect("a short test"),
+            left: 100_000,
+            streams: 1,
+            amount: 1 + rate * u64::try_from(at.since(since).as_millis()).expect("a short test") / 1000,
+        };
+        let since = *now;
+        trial.begin(PeerId([holder; 32]), report(since, since));
+        let reports = (1..=600).map(|step| since + Duration::from_millis(50) * step);
+        for at in reports {
+            *now = at;
+            match trial.judge(report(at, since), &Limits::default()) {
+                Verdict::Stay => {}
+                verdict @ (Verdict::Another | Verdict::Back(_)) => {
+                    trial.ask_back(PeerId([holder + 1; 32]));
+                    return Some(verdict);
+                }
+            }
+        }
+        None
+    }
+
+    #[test]
+    fn two_slow_holders_in_a_row_are_no_proof_of_a_slow_origin() {
+        let (mut trial, mut now) = (Trial::default(), Time::ZERO);
+        assert_eq!(tenure(&mut trial, &mut now, 1, 1_000_000), Some(Verdict::Another));
+        assert_eq!(tenure(&mut trial, &mut now, 2, 1_000_000), Some(Verdict::Another));
+        // The third is better, so that there may be a better one still.
+        assert_eq!(tenure(&mut trial, &mut now, 3, 50_000_000), Some(Verdict::Another));
+        assert_eq!(tenure(&mut trial, &mut now, 4, 1_000_000), Some(Verdict::Back(PeerId([3; 32]))));
+    }
+
+    #[test]
+    fn three_equal_holders_are() {
+        let (mut trial, mut now) = (Trial::default(), Time::ZERO);
+        for holder in [1, 2] {
+            assert_eq!(tenure(&mut trial, &mut now, holder, 1_000_000), Some(Verdict::Another));
+        }
+        assert_eq!(tenure(&mut trial, &mut now, 3, 1_000_000), None);
     }
 }

@@ -1,7 +1,7 @@
 //! Whose states are believed, and who is caught.
 
 use super::{
-    rig::{Rig, layout, pulls},
+    rig::{Rig, layout, name, pulls},
     *,
 };
 

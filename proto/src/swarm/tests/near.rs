@@ -1,7 +1,7 @@
 //! Zones and racks: who brings a chunk in, and who hears of it.
 
 use super::{
-    rig::{Rig, layout, pulls},
+    rig::{Rig, layout, name, pulls, streamed},
     *,
 };
 use crate::wire::{Epoch, Grant, Scope};
