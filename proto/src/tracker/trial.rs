@@ -34,6 +34,8 @@ const REPORTS: u32 = 3;
 const SAMPLE: u32 = 2;
 /// So many holders are about equal before the origin is taken for the limit: two may both be slow, where one node in fifty is.
 const EQUALS: usize = 3;
+/// But the third is only tried where so many chunks are left: what is on its way when a lease moves comes twice.
+const MANY: u32 = 256;
 /// Holders that are remembered as tried.
 const TRIED_MAX: usize = 8;
 
@@ -252,7 +254,7 @@ impl Trial {
                 if measure.beats(&known, FASTER) {
                     self.lengthen(pause, limits);
                     self.measure_anew();
-                } else if worth && self.tried.len() < EQUALS {
+                } else if worth && self.tried.len() < EQUALS && report.left >= MANY {
                     return Verdict::Another;
                 } else {
                     self.settle(limits);
@@ -300,11 +302,11 @@ mod tests {
     use super::*;
 
     /// What the tracker hears of one holder, which gets so many bytes a second, until it decides something.
-    fn tenure(trial: &mut Trial, now: &mut Time, holder: u8, rate: u64) -> Option<Verdict> {
+    fn tenure(trial: &mut Trial, now: &mut Time, holder: u8, rate: u64, left: u32) -> Option<Verdict> {
         let report = |at: Time, since: Time| Report {
             at,
-            have: 1 + u32::try_from(at.since(since).as_millis() / 100).expect("a short test"),
-            left: 100_000,
+            have: 1 + u32::try_from(at.since(since).as_millis() / 1000).expect("a short test"),
+            left,
             streams: 1,
             amount: 1 + rate * u64::try_from(at.since(since).as_millis()).expect("a short test") / 1000,
         };
@@ -327,19 +329,27 @@ mod tests {
     #[test]
     fn two_slow_holders_in_a_row_are_no_proof_of_a_slow_origin() {
         let (mut trial, mut now) = (Trial::default(), Time::ZERO);
-        assert_eq!(tenure(&mut trial, &mut now, 1, 1_000_000), Some(Verdict::Another));
-        assert_eq!(tenure(&mut trial, &mut now, 2, 1_000_000), Some(Verdict::Another));
+        assert_eq!(tenure(&mut trial, &mut now, 1, 1_000_000, 100_000), Some(Verdict::Another));
+        assert_eq!(tenure(&mut trial, &mut now, 2, 1_000_000, 100_000), Some(Verdict::Another));
         // The third is better, so that there may be a better one still.
-        assert_eq!(tenure(&mut trial, &mut now, 3, 50_000_000), Some(Verdict::Another));
-        assert_eq!(tenure(&mut trial, &mut now, 4, 1_000_000), Some(Verdict::Back(PeerId([3; 32]))));
+        assert_eq!(tenure(&mut trial, &mut now, 3, 50_000_000, 100_000), Some(Verdict::Another));
+        assert_eq!(tenure(&mut trial, &mut now, 4, 1_000_000, 100_000), Some(Verdict::Back(PeerId([3; 32]))));
     }
 
     #[test]
     fn three_equal_holders_are() {
         let (mut trial, mut now) = (Trial::default(), Time::ZERO);
         for holder in [1, 2] {
-            assert_eq!(tenure(&mut trial, &mut now, holder, 1_000_000), Some(Verdict::Another));
+            assert_eq!(tenure(&mut trial, &mut now, holder, 1_000_000, 100_000), Some(Verdict::Another));
         }
-        assert_eq!(tenure(&mut trial, &mut now, 3, 1_000_000), None);
+        assert_eq!(tenure(&mut trial, &mut now, 3, 1_000_000, 100_000), None);
+    }
+
+    #[test]
+    fn few_chunks_are_not_worth_a_third() {
+        // A chunk a second: they take long all the same.
+        let (mut trial, mut now) = (Trial::default(), Time::ZERO);
+        assert_eq!(tenure(&mut trial, &mut now, 1, 1_000_000, MANY * 2), Some(Verdict::Another));
+        assert_eq!(tenure(&mut trial, &mut now, 2, 1_000_000, MANY - 1), None);
     }
 }
