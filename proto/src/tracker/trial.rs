@@ -21,6 +21,11 @@ const STARVES: f64 = 32.0;
 const STARVES_AFTER: u32 = 64;
 /// And not before this, since hungry members report about as soon.
 const STARVES_TIME: Duration = Duration::from_millis(300);
+/// The first holder is replaced if it got no chunk at all for so long since its first bytes: readers give up a few seconds
+/// later, and no more than a part of one chunk is lost.
+const BARREN: Duration = Duration::from_secs(1);
+/// Unless so few chunks are left that this part is much.
+const BARREN_LEFT: u32 = 16;
 /// A fetch that would be over sooner is not worth a trial: one in fifty nodes may be slow, and a trial costs about a second
 /// where a node's link is no faster than the origin, since the new holder has to catch up meanwhile.
 const WORTH: Duration = Duration::from_secs(30);
@@ -236,13 +241,17 @@ impl Trial {
         }
         let sparse =
             tenure.last.have.saturating_sub(tenure.first.have) < SAMPLE && since + limits.lease_trial_max > report.at;
+        let barren = self.tried.len() == 1
+            && report.have == tenure.first.have
+            && report.left >= BARREN_LEFT
+            && since + BARREN <= report.at;
         // With several streams it is the origin that is slow, and each holder would have to find that out anew.
-        if since + pause > report.at || sparse || report.streams > 1 {
+        if !barren && (since + pause > report.at || sparse) || report.streams > 1 {
             return Verdict::Stay;
         }
         let (holder, measure) = (tenure.holder, tenure.measure());
         // Where one after the other starves them, it is not the holder.
-        let starved = measure.starves && since + STARVES_TIME * (1 << self.tried.len()) <= report.at;
+        let starved = barren || measure.starves && since + STARVES_TIME * (1 << self.tried.len()) <= report.at;
         let worth = starved || tenure.is_worth_trials();
         match self.best {
             Some((best, known)) if best != holder => {
@@ -343,6 +352,29 @@ mod tests {
             assert_eq!(tenure(&mut trial, &mut now, holder, 1_000_000, 100_000), Some(Verdict::Another));
         }
         assert_eq!(tenure(&mut trial, &mut now, 3, 1_000_000, 100_000), None);
+    }
+
+    #[test]
+    fn a_first_holder_that_gets_no_chunk_in_a_second_is_replaced_and_the_second_has_its_time() {
+        let decided_after = |tried: u8, left: u32| {
+            let mut trial = Trial::default();
+            let report = |milliseconds: u64, amount: u64| Report {
+                at: Time::ZERO + Duration::from_millis(milliseconds),
+                have: 0,
+                left,
+                streams: 1,
+                amount,
+            };
+            for holder in 0..tried {
+                trial.ask_back(PeerId([holder; 32]));
+                trial.begin(PeerId([holder; 32]), report(0, 1));
+            }
+            let judged = |at: &u64| trial.judge(report(*at, 1 + at), &Limits::default()) != Verdict::Stay;
+            (100..=3000).step_by(100).find(judged)
+        };
+        assert_eq!(decided_after(1, 48), Some(1000));
+        assert_eq!(decided_after(1, 4), None, "too little is left");
+        assert_eq!(decided_after(2, 48), None, "two in a row: it is not the holder");
     }
 
     #[test]
