@@ -46,6 +46,8 @@ pub(super) struct Releases {
     confirmed: Vec<ChunkIndex>,
     /// Moving average of the time from showing to confirmation.
     pace: Duration,
+    /// Something was confirmed since a release was last lost.
+    moving: bool,
     /// Peers that did not take what they were shown: they are shown no more as long as there are others.
     idle: Slots,
 }
@@ -61,6 +63,7 @@ impl Releases {
             return;
         }
         if self.waiting.remove(&chunk) || self.pending.remove(&chunk).is_some() {
+            self.moving = true;
             self.confirmed.push(chunk);
         }
     }
@@ -136,8 +139,10 @@ impl Releases {
         let late = self.take_back(|_, since| since + timeout <= now);
         if !late.is_empty() {
             self.idle = self.idle | late;
-            // It may just be slow, and the others with it.
-            self.pace = self.pace.max(timeout / PATIENCE * 2).min(PACE_MAX);
+            if !std::mem::take(&mut self.moving) {
+                // Not that peer is slow, but everything.
+                self.pace = self.pace.max(timeout / PATIENCE * 2).min(PACE_MAX);
+            }
         }
     }
 
