@@ -46,8 +46,10 @@ async fn five_nodes_at_once_cost_the_origin_one_copy() {
     let cluster = Cluster::start(settings(&origin.url()), 5).await;
     origin.limit(20 * MIB);
     join_all(cluster.nodes.iter().map(|node| pull(node, &image))).await;
+    let mut moved = false;
     for content in image.blobs().chain(image.manifests()) {
         let gets = origin.gets(&content.digest).len();
+        moved |= gets > 1;
         assert!(
             (1..=gets_max(content.size())).contains(&gets),
             "{gets} GETs of {} ({} bytes)\n{}",
@@ -56,7 +58,10 @@ async fn five_nodes_at_once_cost_the_origin_one_copy() {
             logs(&cluster)
         );
     }
-    assert_eq!(origin.blob_bytes(), image.native().blob_bytes(), "{} copies", copies(&origin, &image));
+    // What the origin had on its way when a lease moved comes twice.
+    let copies = copies(&origin, &image);
+    let most = if moved { 1.02 } else { 1.0 };
+    assert!((1.0..=most).contains(&copies), "{copies} copies\n{}", logs(&cluster));
 }
 
 #[tokio::test(flavor = "multi_thread")]
