@@ -55,9 +55,16 @@ async fn one_daemon(seed: u64, layers: &[u64]) -> (OriginDouble, Image, Daemon) 
 }
 
 /// How many GETs of a blob a rollout may cost, each for other bytes: the lease of one with more than 48 chunks to come may
-/// move to the node that streams the others, which asks for the rest.
+/// move to the node that streams the others, which asks for the rest; or it is tried whether another gets more, which a
+/// busy machine may bring about, and moves back.
 const fn gets_max(size: u64) -> usize {
-    if size > 12 * MIB { 2 } else { 1 }
+    if size > 12 * MIB { 3 } else { 1 }
+}
+
+/// How many copies of an image a rollout without faults may cost: what the origin has on its way when a lease moves comes
+/// twice, up to its and the holder's socket buffers. If none moved, not a byte does.
+const fn copies_max(moved: bool) -> f64 {
+    if moved { 1.05 } else { 1.0 }
 }
 
 /// An origin with one image of one platform and layers of these sizes, tagged `v1`.

@@ -21,7 +21,7 @@ use shoal_tests::{
 };
 use tempfile::TempDir;
 
-use crate::{MIB, REPOSITORY, SHOAL, gets_max, settings};
+use crate::{MIB, REPOSITORY, SHOAL, copies_max, gets_max, settings};
 
 const PROGRAMS: [&str; 6] = ["containerd", "ctr", "docker-registry", "skopeo", "ip", "tc"];
 /// Nodes, besides the origin.
@@ -138,11 +138,13 @@ async fn a_rollout_over_real_links_costs_the_origin_one_copy() {
         took.as_secs_f64(),
     ));
     assert_eq!(direct, 0, "no containerd had to go to the origin itself");
-    assert!(copies <= 1.02, "{copies:.4} copies: {:#?}", site.registry.blob_gets());
+    let mut moved = false;
     for blob in site.image.native().blobs() {
         let gets = site.registry.blob_gets().into_iter().filter(|get| get.path.contains(&blob.digest)).count();
+        moved |= gets > 1;
         assert!((1..=gets_max(blob.size())).contains(&gets), "{gets} GETs of {} ({} bytes)", blob.digest, blob.size());
     }
+    assert!(copies <= copies_max(moved), "{copies:.4} copies: {:#?}", site.registry.blob_gets());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,7 +12,7 @@ use shoal_tests::{
 };
 
 use crate::{
-    MIB, REPOSITORY, blob_path,
+    MIB, REPOSITORY, blob_path, copies_max,
     crash::{rot, wait_for_bytes},
     gets_max, manifest_path, origin_with, settings,
 };
@@ -58,10 +58,8 @@ async fn five_nodes_at_once_cost_the_origin_one_copy() {
             logs(&cluster)
         );
     }
-    // What the origin had on its way when a lease moved comes twice.
     let copies = copies(&origin, &image);
-    let most = if moved { 1.02 } else { 1.0 };
-    assert!((1.0..=most).contains(&copies), "{copies} copies\n{}", logs(&cluster));
+    assert!((1.0..=copies_max(moved)).contains(&copies), "{copies} copies\n{}", logs(&cluster));
 }
 
 #[tokio::test(flavor = "multi_thread")]
