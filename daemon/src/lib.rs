@@ -4,6 +4,7 @@
 
 pub mod admin;
 pub mod config;
+pub mod credentials;
 mod daemon;
 pub mod dht;
 pub mod identity;
