@@ -170,6 +170,7 @@ mod tests {
             "shoal pull alpine --json",
             "shoal key generate --json",
             "shoal configure containerd --json",
+            "shoal configure --json k3s --remove",
             "shoal demo --json",
         ];
         for line in lines {

@@ -1,6 +1,9 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use super::*;
+use std::os::unix::fs::PermissionsExt;
+
+use super::{super::edit::Action, *};
+use crate::failure::{CANNOT_CREATE, USAGE};
 
 struct Node {
     directory: tempfile::TempDir,
@@ -16,11 +19,12 @@ impl Node {
 
     fn args(&self, registries: &[&str]) -> ContainerdArgs {
         ContainerdArgs {
-            registry: registries.iter().map(|&name| name.to_owned()).collect(),
+            mirror: MirrorArgs {
+                registry: registries.iter().map(|&name| name.to_owned()).collect(),
+                endpoint: "http://127.0.0.1:5050".to_owned(),
+                ..MirrorArgs::default()
+            },
             certs_dir: self.directory.path().join("certs.d"),
-            endpoint: "http://127.0.0.1:5050".to_owned(),
-            remove: false,
-            dry_run: false,
             containerd_config: self.directory.path().join("config.toml"),
         }
     }
@@ -79,7 +83,7 @@ fn removing_restores_exactly_what_was_there() {
         let mut args = node.args(&["_default", "quay.io"]);
         configure(&args).unwrap();
         assert_ne!(node.files(), before);
-        args.remove = true;
+        args.mirror.remove = true;
         assert_eq!(actions(&configure(&args).unwrap()), [Action::Removed, Action::Restored]);
         assert_eq!(node.files(), before);
         assert!(!args.certs_dir.join("_default").exists());
@@ -96,7 +100,7 @@ fn removing_without_names_finds_every_mirror() {
     configure(&node.args(&["quay.io", "ghcr.io"])).unwrap();
     configure(&node.args(&[])).unwrap();
     let mut args = node.args(&[]);
-    args.remove = true;
+    args.mirror.remove = true;
     assert_eq!(actions(&configure(&args).unwrap()), [Action::Removed, Action::Removed, Action::Restored]);
     assert_eq!(node.files(), before);
     assert!(configure(&args).unwrap().files.is_empty());
@@ -108,7 +112,7 @@ fn the_backup_is_of_the_time_before_the_first_run() {
     node.put("quay.io", FOREIGN);
     let mut args = node.args(&["quay.io"]);
     configure(&args).unwrap();
-    args.endpoint = "http://127.0.0.1:6050".to_owned();
+    args.mirror.endpoint = "http://127.0.0.1:6050".to_owned();
     let report = configure(&args).unwrap();
     assert_eq!(actions(&report), [Action::Updated]);
     assert_eq!(fs::read_to_string(report.files[0].backup.as_ref().unwrap()).unwrap(), FOREIGN);
@@ -125,7 +129,7 @@ fn edits_made_since_survive_the_removal() {
     node.put("quay.io", &format!("{}{edit}", node.get("quay.io")));
     node.put("docker.io", &format!("{}{edit}", node.get("docker.io")));
     assert_eq!(actions(&configure(&args).unwrap()), [Action::Unchanged; 2]);
-    args.remove = true;
+    args.mirror.remove = true;
     assert_eq!(actions(&configure(&args).unwrap()), [Action::Restored; 2]);
     assert_eq!(node.get("quay.io"), format!("{FOREIGN}{edit}"));
     assert!(node.get("docker.io").contains("new.test") && !node.get("docker.io").contains("127.0.0.1"));
@@ -137,7 +141,7 @@ fn a_dry_run_writes_nothing_and_tells_the_same() {
     node.put("quay.io", FOREIGN);
     let before = node.files();
     let mut args = node.args(&["_default", "quay.io"]);
-    args.dry_run = true;
+    args.mirror.dry_run = true;
     assert_eq!(actions(&configure(&args).unwrap()), [Action::Created, Action::Merged]);
     assert_eq!(node.files(), before);
 }
@@ -186,6 +190,14 @@ fn registries_with_files_of_their_own_are_named_as_not_mirrored() {
 }
 
 #[test]
+fn plain_hosts_that_containerd_would_ask_over_tls_are_told() {
+    let node = Node::new();
+    node.put("quay.io", "[host.\"http://m.test\"]\n  skip_verify = true\n");
+    let warnings = configure(&node.args(&["docker.io"])).unwrap().warnings;
+    assert!(warnings.iter().any(|warning| warning.contains("http://m.test")), "{warnings:?}");
+}
+
+#[test]
 fn names_and_endpoints_that_cannot_be_are_refused() {
     let node = Node::new();
     for registry in ["", "..", "a/b", "https://a.test", "UPPER.test"] {
@@ -193,7 +205,7 @@ fn names_and_endpoints_that_cannot_be_are_refused() {
     }
     for endpoint in ["", "127.0.0.1:5050", "ftp://a.test", "http://a.test/v2", "http://u:p@a.test"] {
         let mut args = node.args(&["_default"]);
-        args.endpoint = endpoint.to_owned();
+        args.mirror.endpoint = endpoint.to_owned();
         assert_eq!(configure(&args).unwrap_err().code(), USAGE, "{endpoint}");
     }
     assert!(node.files().is_empty());

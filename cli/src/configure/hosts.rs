@@ -5,20 +5,42 @@
 
 use toml::Table;
 
-/// First line of a file that we made from nothing.
-const OWN: &str = "# Written by `shoal configure containerd`; `shoal configure containerd --remove` takes it away.";
-const BEGIN: &str = "# >>> shoal: this host was added by `shoal configure containerd`";
-const END: &str = "# <<< shoal";
+use super::edit::{EditError, Part, is_own, marked, marked_range, own_line, without_marked};
 
-/// Why a file of somebody else cannot take our host.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum HostsError {
-    /// containerd ignores such a file already.
-    #[error("it is not valid TOML ({0})")]
-    Broken(String),
-    /// Our host has no safe place in it.
-    #[error("its form leaves no place for another host")]
-    Form,
+/// Our host in the `hosts.toml` of a registry.
+#[derive(Debug)]
+pub(super) struct Host<'a> {
+    pub(super) registry: &'a str,
+    pub(super) endpoint: &'a str,
+}
+
+impl Part for Host<'_> {
+    fn fresh(&self) -> String {
+        fresh(self.registry, self.endpoint)
+    }
+
+    fn put(&self, text: &str) -> Result<String, EditError> {
+        with_host(text, self.endpoint)
+    }
+
+    fn take(&self, text: &str) -> Result<String, EditError> {
+        Ok(without_marked(text))
+    }
+
+    fn is_in(&self, text: &str) -> bool {
+        has_block(text)
+    }
+
+    fn is_all_of(&self, text: &str) -> bool {
+        is_untouched(text)
+    }
+
+    fn by_hand(&self) -> String {
+        let endpoint = self.endpoint;
+        format!(
+            "put this table before its other hosts by hand: [host.\"{endpoint}\"] with capabilities = [\"pull\", \"resolve\"]"
+        )
+    }
 }
 
 /// The server that stands behind a namespace, where containerd goes when all hosts fail. `_default` stands for any
@@ -32,60 +54,50 @@ pub(super) fn server(registry: &str) -> Option<String> {
 }
 
 /// A new file with nothing but our host.
-pub(super) fn fresh(registry: &str, endpoint: &str) -> String {
+fn fresh(registry: &str, endpoint: &str) -> String {
     let server = server(registry).map_or(String::new(), |server| format!("server = \"{server}\"\n\n"));
-    format!("{OWN}\n{server}{}", block(endpoint))
-}
-
-/// Whether we made the file from nothing.
-pub(super) fn is_own(text: &str) -> bool {
-    text.lines().next() == Some(OWN)
+    format!("{}{server}{}", own_line("containerd"), block(endpoint))
 }
 
 /// Whether our host is in it.
 pub(super) fn has_block(text: &str) -> bool {
-    block_range(text).is_some()
+    marked_range(text, 0).is_some()
 }
 
 /// The text with our host in first place. Not changed if somebody put the same host there by hand.
-pub(super) fn with_host(text: &str, endpoint: &str) -> Result<String, HostsError> {
-    let base = without_block(text);
+fn with_host(text: &str, endpoint: &str) -> Result<String, EditError> {
+    let base = without_marked(text);
     let before = parse(&base)?;
     if hosts(&before).is_some_and(|hosts| hosts.contains_key(endpoint)) {
         return Ok(base);
     }
     // Root keys stand above the first table: our table goes between them, or stays if it is there already.
-    let present = block_range(text).map(|range| range.start).filter(|&start| first_table(&text[..start]).is_none());
+    let present = marked_range(text, 0).map(|range| range.start).filter(|&start| first_table(&text[..start]).is_none());
     let at = present.or_else(|| first_table(&base)).unwrap_or(base.len());
     let (head, tail) = base.split_at(at);
     let newline = if head.is_empty() || head.ends_with('\n') { "" } else { "\n" };
     let merged = format!("{head}{newline}{}{tail}", block(endpoint));
-    if is_just_one_host_more(&merged, &before, endpoint) { Ok(merged) } else { Err(HostsError::Form) }
-}
-
-/// The text without our host. What was there before it was added, unless it was edited since.
-pub(super) fn without_block(text: &str) -> String {
-    match block_range(text) {
-        Some(range) => format!("{}{}", &text[..range.start], &text[range.end..]),
-        None => text.to_owned(),
-    }
+    if is_just_one_host_more(&merged, &before, endpoint) { Ok(merged) } else { Err(EditError::Form) }
 }
 
 /// Whether an own file says no more than we wrote, so that it may go.
-pub(super) fn is_untouched(text: &str) -> bool {
+fn is_untouched(text: &str) -> bool {
     is_own(text)
-        && without_block(text).lines().skip(1).all(|line| line.trim().is_empty() || line.starts_with("server = "))
+        && without_marked(text).lines().skip(1).all(|line| line.trim().is_empty() || line.starts_with("server = "))
 }
 
 fn block(endpoint: &str) -> String {
-    format!("{BEGIN}\n[host.\"{endpoint}\"]\n  capabilities = [\"pull\", \"resolve\"]\n{END}\n")
+    let lines = format!("[host.\"{endpoint}\"]\n  capabilities = [\"pull\", \"resolve\"]\n");
+    marked("", "this host was added by `shoal configure containerd`", &lines)
 }
 
-fn block_range(text: &str) -> Option<std::ops::Range<usize>> {
-    let start = text.find(BEGIN)?;
-    let end = start + text[start..].find(END)? + END.len();
-    let end = if text[end..].starts_with('\n') { end + 1 } else { end };
-    Some(start..end)
+/// Hosts that containerd 1.7 and later ask over HTTPS first, whatever their URL says.
+pub(super) fn upgraded(text: &str) -> Vec<String> {
+    let Ok(table) = parse(text) else { return Vec::new() };
+    let plain = hosts(&table).into_iter().flatten().filter(|(url, settings)| {
+        url.starts_with("http://") && ["skip_verify", "ca"].iter().any(|key| settings.get(key).is_some())
+    });
+    plain.map(|(url, _)| url.clone()).collect()
 }
 
 fn first_table(text: &str) -> Option<usize> {
@@ -99,8 +111,8 @@ fn first_table(text: &str) -> Option<usize> {
     None
 }
 
-fn parse(text: &str) -> Result<Table, HostsError> {
-    toml::from_str(text).map_err(|error| HostsError::Broken(error.message().replace('\n', ", ")))
+fn parse(text: &str) -> Result<Table, EditError> {
+    toml::from_str(text).map_err(|error| EditError::Broken("TOML", error.message().replace('\n', ", ")))
 }
 
 fn hosts(table: &Table) -> Option<&Table> {
@@ -162,7 +174,7 @@ mod tests {
             let merged = with_host(text, ENDPOINT).unwrap();
             assert_eq!(order(&merged).first(), Some(&ENDPOINT), "{merged}");
             assert!(has_block(&merged) && !is_own(&merged));
-            let out = without_block(&merged);
+            let out = without_marked(&merged);
             assert_eq!(out.trim_end(), text.trim_end());
             assert_eq!(with_host(&merged, ENDPOINT).unwrap(), merged, "adding twice is adding once");
         }
@@ -184,9 +196,9 @@ mod tests {
     #[test]
     fn files_without_a_safe_place_are_refused() {
         let inline = "host = { \"https://m.test\" = { capabilities = [\"pull\"] } }\n";
-        assert_eq!(with_host(inline, ENDPOINT), Err(HostsError::Form));
+        assert_eq!(with_host(inline, ENDPOINT), Err(EditError::Form));
         let nested = "ca = [\n[\"a\", \"b\"],\n]\n[host.\"https://m.test\"]\n";
-        assert_eq!(with_host(nested, ENDPOINT), Err(HostsError::Form));
-        assert!(matches!(with_host("server = \n", ENDPOINT), Err(HostsError::Broken(_))));
+        assert_eq!(with_host(nested, ENDPOINT), Err(EditError::Form));
+        assert!(matches!(with_host("server = \n", ENDPOINT), Err(EditError::Broken(..))));
     }
 }
