@@ -5,7 +5,8 @@ use std::{
     fs::File,
     future::Future,
     io::{self, IsTerminal},
-    path::Path,
+    net::SocketAddr,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
 };
@@ -14,6 +15,7 @@ use serde::Serialize;
 use shoal_daemon::{
     BuildError, Daemon,
     config::{Config, LogFormat},
+    registry::RegistryTls,
     secret::Secret,
 };
 use tokio::{
@@ -115,7 +117,7 @@ fn cannot_start(error: &BuildError) -> Failure {
     let configured = matches!(
         error,
         BuildError::Config(_) | BuildError::Secret(_) | BuildError::Upstream(_) | BuildError::NeedsSecret(_)
-    );
+    ) || matches!(error, BuildError::Certificate(error) if error.is_configured());
     Failure::new(if configured { USAGE } else { GENERAL }, format!("cannot start: {error}"))
 }
 
@@ -151,6 +153,7 @@ fn check_files(config: &Config) -> Result<(), Failure> {
     if let Some(file) = &config.secret_file {
         Secret::load(file).map_err(|error| Failure::new(USAGE, format!("secret_file: {error}")))?;
     }
+    RegistryTls::check(config).map_err(|error| Failure::new(USAGE, error.to_string()))?;
     for upstream in &config.upstreams {
         upstream.read_password().map_err(|error| Failure::new(USAGE, error.to_string()))?;
         if let Some(file) = &upstream.ca_file {
@@ -200,14 +203,18 @@ fn checked_text(checked: &Checked<'_>) -> String {
     let config = checked.configuration;
     let list = |items: &[String]| if items.is_empty() { "none".to_owned() } else { items.join(", ") };
     let or_none = |text: Option<String>| text.unwrap_or_else(|| "none".to_owned());
-    let addresses: Vec<_> = config.registry_listen.iter().map(ToString::to_string).collect();
+    let addresses = |of: &[SocketAddr]| list(&of.iter().map(ToString::to_string).collect::<Vec<_>>());
+    let file = |file: &Option<PathBuf>| or_none(file.as_ref().map(|file| file.display().to_string()));
     let rate = |rate: &Option<shoal_proto::units::Rate>| or_none(rate.as_ref().map(ToString::to_string));
     let lines = [
         ("data_dir", config.data_dir.display().to_string()),
-        ("registry_listen", addresses.join(", ")),
+        ("registry_listen", addresses(&config.registry_listen)),
+        ("registry_tls_listen", addresses(&config.registry_tls_listen)),
+        ("registry_tls_cert", file(&config.registry_tls_cert)),
+        ("registry_tls_key", file(&config.registry_tls_key)),
         ("p2p_listen", config.p2p_listen.to_string()),
         ("observe_listen", config.observe_listen.to_string()),
-        ("secret_file", or_none(config.secret_file.as_ref().map(|file| file.display().to_string()))),
+        ("secret_file", file(&config.secret_file)),
         ("bootstrap", list(&config.bootstrap)),
         ("default_upstream", or_none(config.default_upstream.clone())),
         ("zone, rack", format!("{}, {}", or_none(config.zone.clone()), or_none(config.rack.clone()))),
@@ -223,11 +230,11 @@ fn checked_text(checked: &Checked<'_>) -> String {
     let mut text = String::from("The configuration is fine.\n");
     // Writing to a string cannot fail.
     for (key, value) in lines {
-        writeln!(text, "  {key:<17} {value}").ok();
+        writeln!(text, "  {key:<19} {value}").ok();
     }
     for upstream in &config.upstreams {
         let account = upstream.username.as_ref().map_or(String::new(), |user| format!(" as {user}"));
-        writeln!(text, "  {:<17} {} at {}{account}", "upstream", upstream.name, upstream.url).ok();
+        writeln!(text, "  {:<19} {} at {}{account}", "upstream", upstream.name, upstream.url).ok();
     }
     for warning in checked.warnings {
         writeln!(text, "warning: {warning}").ok();

@@ -29,13 +29,19 @@ fn text(status: &Status) -> String {
     let (count, bytes) = sealed.fold((0_usize, 0), |(count, bytes), blob| (count + 1, bytes + blob.size));
     let connected = status.peers.iter().filter(|peer| peer.connected).count();
     let totals = &status.totals;
+    let mut registry = registry.join(", ");
+    if !status.addresses.registry_tls.is_empty() {
+        let tls: Vec<_> = status.addresses.registry_tls.iter().map(ToString::to_string).collect();
+        let ca = status.addresses.registry_ca.as_ref().map_or(String::new(), |ca| format!(", CA {}", ca.display()));
+        registry.push_str(&format!("; TLS {}{ca}", tls.join(", ")));
+    }
     let mut lines = vec![
         ("node", format!("{}, shoal {}", status.name.short, status.version)),
         (
             "state",
             format!("{}, up {}", if status.ready { "ready" } else { "starting" }, duration(status.uptime_seconds)),
         ),
-        ("registry", registry.join(", ")),
+        ("registry", registry),
         ("address", format!("{} (tcp and udp)", status.addresses.p2p)),
         ("peers", format!("{connected} connected, {} known", status.peers.len().max(status.dht_peers as usize))),
         ("observe", format!("http://{}/", status.addresses.observe)),

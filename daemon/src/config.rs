@@ -30,6 +30,12 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Where the registry front listens.
     pub registry_listen: Vec<SocketAddr>,
+    /// Where it listens with TLS.
+    pub registry_tls_listen: Vec<SocketAddr>,
+    /// The PEM file with the certificate to show there, and those that vouch for it. None: one of an authority of our own.
+    pub registry_tls_cert: Option<PathBuf>,
+    /// The PEM file with its private key.
+    pub registry_tls_key: Option<PathBuf>,
     /// Where peers reach this node: TCP and UDP on one port number.
     pub p2p_listen: SocketAddr,
     /// Where health, metrics and status are served.
@@ -242,6 +248,9 @@ impl Config {
             registry_listen: layers
                 .list("registry_listen", values::address)?
                 .unwrap_or_else(|| vec![SocketAddr::from(([127, 0, 0, 1], 5050))]),
+            registry_tls_listen: layers.list("registry_tls_listen", values::address)?.unwrap_or_default(),
+            registry_tls_cert: layers.one("registry_tls_cert", values::path)?,
+            registry_tls_key: layers.one("registry_tls_key", values::path)?,
             p2p_listen,
             observe_listen: layers
                 .one("observe_listen", values::address)?
@@ -267,6 +276,7 @@ impl Config {
         };
         config.check_secret(&layers)?;
         config.check_ports(&layers)?;
+        config.check_certificate(&layers)?;
         config.warn_of_isolation();
         Ok(config)
     }
@@ -309,10 +319,30 @@ impl Config {
         }
     }
 
+    /// A certificate is of no use without its key, nor both without a listener.
+    fn check_certificate(&mut self, layers: &Layers) -> Result<(), ConfigError> {
+        let (given, missing) = match (&self.registry_tls_cert, &self.registry_tls_key) {
+            (Some(_), None) => ("registry_tls_cert", "registry_tls_key"),
+            (None, Some(_)) => ("registry_tls_key", "registry_tls_cert"),
+            (Some(_), Some(_)) if self.registry_tls_listen.is_empty() => {
+                self.warnings
+                    .push("registry_tls_cert: it is not used, because registry_tls_listen is not set".to_owned());
+                return Ok(());
+            }
+            _ => return Ok(()),
+        };
+        Err(ConfigError::Value {
+            place: layers.place(given),
+            problem: format!("{missing} is missing"),
+            hint: "give both, or neither for a certificate that the daemon makes itself".to_owned(),
+        })
+    }
+
     /// Two TCP listeners on one address would fail at start with a less helpful message.
     fn check_ports(&self, layers: &Layers) -> Result<(), ConfigError> {
         let mut taken: Vec<(&str, SocketAddr)> = Vec::new();
         let listeners = (self.registry_listen.iter().map(|&address| ("registry_listen", address)))
+            .chain(self.registry_tls_listen.iter().map(|&address| ("registry_tls_listen", address)))
             .chain([("p2p_listen", self.p2p_listen), ("observe_listen", self.observe_listen)]);
         for (key, address) in listeners {
             let clash = taken.iter().find(|(_, other)| {

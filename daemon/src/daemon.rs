@@ -28,7 +28,7 @@ use crate::{
     pull::Puller,
     quic::{BindError, DataPlane, DataPlaneConfig, PlaneEvent},
     rate::Bucket,
-    registry::{self, Registry, RegistryConfig},
+    registry::{self, CertificateError, Registry, RegistryConfig, RegistryTls},
     report::Reporter,
     secret::{Secret, SecretError},
     store::{Store, StoreError},
@@ -53,6 +53,8 @@ pub struct Daemon {
     plane: DataPlane,
     registry: Registry,
     listeners: Vec<TcpListener>,
+    tls: Option<RegistryTls>,
+    tls_listeners: Vec<TcpListener>,
     admin: Admin,
     ready: watch::Sender<bool>,
     tasks: TaskTracker,
@@ -99,6 +101,9 @@ pub enum BuildError {
         /// Why.
         source: io::Error,
     },
+    /// The certificate of the registry's TLS port.
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
     /// Peers could reach this node, but nothing keeps strangers out.
     #[error(
         "p2p_listen is {0}, which others can reach: set secret_file (make one with `shoal key generate`), or listen on 127.0.0.1"
@@ -166,10 +171,14 @@ impl Daemon {
         };
         let registry = Registry::new(settings, node.clone(), Arc::new(origin.clone()));
         let listeners = bind_registry(&config.registry_listen).await?;
+        let tls = RegistryTls::open(&config, &identity.peer().to_string())?;
+        let tls_listeners = bind_registry(&config.registry_tls_listen).await?;
         let (ready, ready_in) = watch::channel(false);
         let reporter = Reporter {
             peer: identity.peer(),
-            registry_addresses: listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect(),
+            registry_addresses: addresses_of(&listeners),
+            registry_tls_addresses: addresses_of(&tls_listeners),
+            registry_ca: tls.as_ref().and_then(RegistryTls::authority),
             observe: Arc::new(OnceLock::new()),
             started: Instant::now(),
             ready: ready_in.clone(),
@@ -191,7 +200,22 @@ impl Daemon {
         let control = config.data_dir.join(CONTROL_SOCKET);
         let admin = Admin::start(AdminConfig { observe: config.observe_listen, control }, sources)?;
         observe.get_or_init(|| admin.observe_address());
-        Ok(Self { config, secret, dht, plane, registry, listeners, admin, ready, tasks, shutdown, stop_node, store })
+        Ok(Self {
+            config,
+            secret,
+            dht,
+            plane,
+            registry,
+            listeners,
+            tls,
+            tls_listeners,
+            admin,
+            ready,
+            tasks,
+            shutdown,
+            stop_node,
+            store,
+        })
     }
 
     /// Serves until `shutdown` completes or the control socket says so, then ends what runs within the grace period.
@@ -200,22 +224,30 @@ impl Daemon {
     /// If a part of the daemon ends by itself.
     pub async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
         let servers = TaskTracker::new();
-        let addresses: Vec<String> =
-            self.listeners.iter().filter_map(|listener| listener.local_addr().ok()).map(|a| a.to_string()).collect();
+        let (plain, tls) = (joined(&self.listeners), joined(&self.tls_listeners));
         for listener in std::mem::take(&mut self.listeners) {
-            let grace = self.config.shutdown_grace;
-            servers.spawn(registry::serve(listener, self.registry.clone(), self.shutdown.clone(), grace));
+            servers.spawn(self.serve(listener, None));
+        }
+        for listener in std::mem::take(&mut self.tls_listeners) {
+            servers.spawn(self.serve(listener, self.tls.clone()));
+        }
+        if let Some(tls) = &self.tls {
+            self.tasks.spawn(tls.clone().watch(self.shutdown.clone()));
         }
         servers.close();
-        let outcome = self.until_over(&servers, addresses.join(","), shutdown).await;
+        let outcome = self.until_over(&servers, [plain, tls], shutdown).await;
         self.end(&servers).await;
         outcome
+    }
+
+    fn serve(&self, listener: TcpListener, tls: Option<RegistryTls>) -> impl Future<Output = ()> + use<> {
+        registry::serve(listener, tls, self.registry.clone(), self.shutdown.clone(), self.config.shutdown_grace)
     }
 
     async fn until_over(
         &self,
         servers: &TaskTracker,
-        registry: String,
+        registry: [String; 2],
         shutdown: impl Future<Output = ()>,
     ) -> Result<(), RunError> {
         let begin = self.begin(registry);
@@ -232,10 +264,11 @@ impl Daemon {
     }
 
     /// Says where it serves once the other nodes are found, then tells them what it has.
-    async fn begin(&self, registry: String) {
+    async fn begin(&self, [registry, tls]: [String; 2]) {
         self.dht.ready().await;
         let (p2p, observe) = (self.plane.local_address(), self.admin.observe_address());
-        tracing::info!("ready registry={registry} p2p={p2p} observe={observe}");
+        let tls = if tls.is_empty() { tls } else { format!(" registry_tls={tls}") };
+        tracing::info!("ready registry={registry} p2p={p2p} observe={observe}{tls}");
         self.ready.send_replace(true);
         for blob in self.store.list().into_iter().filter(|blob| blob.sealed) {
             let key = self.secret.blob_key(&blob.digest);
@@ -300,6 +333,14 @@ async fn bind_p2p(
 
 fn place_of(config: &Config) -> Place {
     Place::named(config.zone.as_deref(), config.rack.as_deref())
+}
+
+fn addresses_of(listeners: &[TcpListener]) -> Vec<SocketAddr> {
+    listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect()
+}
+
+fn joined(listeners: &[TcpListener]) -> String {
+    addresses_of(listeners).iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 
 async fn bind_registry(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, BuildError> {

@@ -5,6 +5,7 @@
 //! a status that makes clients fall back (the `error` module says which and why).
 
 mod access;
+mod authority;
 mod blob;
 mod body;
 mod content;
@@ -23,6 +24,7 @@ mod tags;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests;
+mod tls;
 
 use std::{
     collections::BTreeMap,
@@ -40,7 +42,6 @@ use hyper::{
 use shoal_proto::digest::Digest;
 use tokio::sync::Semaphore;
 
-pub use self::serve::serve;
 use self::{
     access::Record,
     body::Body,
@@ -50,6 +51,10 @@ use self::{
     name::Reference,
     route::{Route, Target, Upstreams},
     tags::Tags,
+};
+pub use self::{
+    serve::serve,
+    tls::{CertificateError, RegistryTls},
 };
 use crate::{
     metrics::Metrics,

@@ -3,6 +3,7 @@
 use std::{
     collections::HashSet,
     net::SocketAddr,
+    path::PathBuf,
     sync::{Arc, OnceLock},
     time::Instant,
 };
@@ -27,6 +28,8 @@ use crate::{
 pub(crate) struct Reporter {
     pub(crate) peer: PeerId,
     pub(crate) registry_addresses: Vec<SocketAddr>,
+    pub(crate) registry_tls_addresses: Vec<SocketAddr>,
+    pub(crate) registry_ca: Option<PathBuf>,
     /// Known once the admin interfaces are bound.
     pub(crate) observe: Arc<OnceLock<SocketAddr>>,
     pub(crate) started: Instant,
@@ -53,6 +56,8 @@ impl Reporter {
             name: self.peer.into(),
             addresses: Addresses {
                 registry: self.registry_addresses.clone(),
+                registry_tls: self.registry_tls_addresses.clone(),
+                registry_ca: self.registry_ca.clone(),
                 p2p,
                 observe: self.observe.get().copied().unwrap_or(p2p),
             },

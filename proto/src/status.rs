@@ -3,7 +3,7 @@
 //! Daemon and command line may be of different releases, so unknown fields are skipped and the numbers of [`Totals`] that
 //! are missing read as 0. Sizes are in bytes, times in the unit that the field's name says.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -57,6 +57,12 @@ pub struct Status {
 pub struct Addresses {
     /// The registry front, for clients of this machine.
     pub registry: Vec<SocketAddr>,
+    /// The registry front over TLS.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub registry_tls: Vec<SocketAddr>,
+    /// The file with the certificate that its clients must trust, if the daemon made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub registry_ca: Option<PathBuf>,
     /// The port for peers, TCP and UDP.
     pub p2p: SocketAddr,
     /// Health, metrics and status.
@@ -223,7 +229,13 @@ mod tests {
         Status {
             version: String::from("0.1.0"),
             name: PeerId([0xab; 32]).into(),
-            addresses: Addresses { registry: vec!["127.0.0.1:5050".parse().unwrap()], p2p: address, observe: address },
+            addresses: Addresses {
+                registry: vec!["127.0.0.1:5050".parse().unwrap()],
+                registry_tls: vec!["127.0.0.1:5053".parse().unwrap()],
+                registry_ca: Some("/d/tls/ca.pem".into()),
+                p2p: address,
+                observe: address,
+            },
             uptime_seconds: 3,
             ready: true,
             dht_peers: 2,

@@ -162,11 +162,7 @@ impl Mirrors<'_> {
 
     /// What the file must say in the end.
     fn wanted(&self, before: Yaml) -> Result<Yaml, EditError> {
-        let mut root = match before {
-            Yaml::Hash(root) => root,
-            Yaml::Null | Yaml::BadValue => Hash::new(),
-            _ => return Err(EditError::Form),
-        };
+        let mut root = if before.is_null() { Hash::new() } else { before.into_hash().ok_or(EditError::Form)? };
         let key = |name: &str| Yaml::String(name.to_owned());
         let mut mirrors = match root.remove(&key("mirrors")) {
             Some(Yaml::Hash(mirrors)) => mirrors,
@@ -214,15 +210,12 @@ fn parse(text: &str) -> Result<Yaml, EditError> {
 }
 
 fn sorted(value: Yaml) -> Yaml {
-    match value {
-        Yaml::Hash(hash) => {
-            let mut pairs: Vec<_> = hash.into_iter().map(|(key, value)| (key, sorted(value))).collect();
-            pairs.sort();
-            Yaml::Hash(pairs.into_iter().collect())
-        }
-        Yaml::Array(items) => Yaml::Array(items.into_iter().map(sorted).collect()),
-        other => other,
+    if let Yaml::Hash(hash) = value {
+        let mut pairs: Vec<_> = hash.into_iter().map(|(key, value)| (key, sorted(value))).collect();
+        pairs.sort();
+        return Yaml::Hash(pairs.into_iter().collect());
     }
+    if let Yaml::Array(items) = value { Yaml::Array(items.into_iter().map(sorted).collect()) } else { value }
 }
 
 fn mirrors(root: &Yaml) -> Option<&Hash> {

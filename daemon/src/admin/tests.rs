@@ -32,7 +32,13 @@ fn report() -> Status {
     Status {
         version: String::from("0.1.0"),
         name: PeerId([7; 32]).into(),
-        addresses: Addresses { registry: vec![address], p2p: address, observe: address },
+        addresses: Addresses {
+            registry: vec![address],
+            registry_tls: Vec::new(),
+            registry_ca: None,
+            p2p: address,
+            observe: address,
+        },
         uptime_seconds: 1,
         ready: true,
         peers: Vec::new(),

@@ -69,6 +69,21 @@ pub const KEYS: &[Key] = &[
         "127.0.0.1:5050",
         "Where container runtimes pull from (registry API)",
     ),
+    many(
+        "registry_tls_listen",
+        "registry-tls-listen",
+        "IP:PORT",
+        "none",
+        "Where clients that need HTTPS pull from, for example 127.0.0.1:5053",
+    ),
+    one(
+        "registry_tls_cert",
+        "registry-tls-cert",
+        "FILE",
+        "made by the daemon, with a CA in DATA/tls/ca.pem that clients must trust",
+        "The certificate to show there and its chain, PEM; read anew when it changes",
+    ),
+    one("registry_tls_key", "registry-tls-key", "FILE", "none", "Its private key, PEM; not readable by everybody"),
     one(
         "p2p_listen",
         "p2p-listen",

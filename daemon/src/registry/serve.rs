@@ -1,4 +1,4 @@
-//! The accept loop: a bounded number of HTTP/1.1 connections, each with deadlines, and an orderly end.
+//! The accept loop: a bounded number of HTTP/1.1 connections, over TLS or without, each with deadlines, and an orderly end.
 
 use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
@@ -10,6 +10,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{sleep, timeout},
@@ -17,7 +18,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
-use super::{Registry, body::Body};
+use super::{Registry, RegistryTls, body::Body};
 use crate::metrics::Held;
 
 /// Most connections that are served. One containerd opens about ten.
@@ -37,7 +38,14 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves `registry` on `listener` until `shutdown`; then takes no more connections, lets answers under way finish for at
 /// most `grace`, and cuts what is left.
-pub async fn serve(listener: TcpListener, registry: Registry, shutdown: CancellationToken, grace: Duration) {
+/// With `tls` it is served over TLS only.
+pub async fn serve(
+    listener: TcpListener,
+    tls: Option<RegistryTls>,
+    registry: Registry,
+    shutdown: CancellationToken,
+    grace: Duration,
+) {
     let limits = Limits { served: Arc::new(Semaphore::new(CONNECTIONS)), refused: Arc::new(Semaphore::new(REFUSALS)) };
     let (connections, cut) = (TaskTracker::new(), CancellationToken::new());
     loop {
@@ -57,9 +65,9 @@ pub async fn serve(listener: TcpListener, registry: Registry, shutdown: Cancella
             debug!(%peer, "closed a connection: far too many are open");
             continue;
         };
-        let (registry, shutdown, cut) = (registry.clone(), shutdown.clone(), cut.clone());
+        let (tls, registry, shutdown, cut) = (tls.clone(), registry.clone(), shutdown.clone(), cut.clone());
         connections.spawn(async move {
-            let served = cut.run_until_cancelled(connection(stream, peer, registry, place, shutdown)).await;
+            let served = cut.run_until_cancelled(connection(stream, peer, tls, registry, place, shutdown)).await;
             if let Some(Err(error)) = served {
                 debug!(%peer, %error, "registry connection ended");
             }
@@ -95,16 +103,33 @@ impl Limits {
     }
 }
 
-/// Serves one connection to its end. A request on a connection too many is answered with 503 and the end of it.
+type Served = Result<(), Box<dyn std::error::Error + Send + Sync>>;
+
+/// Serves one connection to its end, if its handshake succeeds.
 async fn connection(
     stream: TcpStream,
     peer: SocketAddr,
+    tls: Option<RegistryTls>,
     registry: Registry,
     place: Place,
     shutdown: CancellationToken,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+) -> Served {
     let local = stream.local_addr()?;
     tune(&stream, peer)?;
+    match tls {
+        None => requests(stream, local, registry, place, shutdown).await,
+        Some(tls) => requests(tls.accept(stream).await?, local, registry, place, shutdown).await,
+    }
+}
+
+/// Answers the requests of a connection. One on a connection too many is answered with 503 and the end of it.
+async fn requests(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    local: SocketAddr,
+    registry: Registry,
+    place: Place,
+    shutdown: CancellationToken,
+) -> Served {
     let _open = Held::new(&registry.inner.metrics.client_connections);
     let overloaded = place.overloaded;
     let service = service_fn(|request| {

@@ -73,7 +73,7 @@ impl Front {
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
         let grace = Duration::from_secs(30);
-        let served = tokio::spawn(serve(listener, registry, shutdown.clone(), grace));
+        let served = tokio::spawn(serve(listener, None, registry, shutdown.clone(), grace));
         Self { address, fake, metrics, shutdown, served }
     }
 
@@ -473,7 +473,7 @@ async fn after_the_grace_what_is_left_is_cut() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let shutdown = CancellationToken::new();
-    let served = tokio::spawn(serve(listener, registry.clone(), shutdown.clone(), Duration::ZERO));
+    let served = tokio::spawn(serve(listener, None, registry.clone(), shutdown.clone(), Duration::ZERO));
     let mut stream = TcpStream::connect(address).await.unwrap();
     // A request that never ends keeps its connection busy.
     stream.write_all(b"GET /v2/ HTTP/1.1\r\nHost: localhost\r\n\r\nGET /v2/ HTTP/1.1\r\n").await.unwrap();
