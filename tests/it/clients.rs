@@ -1,6 +1,8 @@
-//! Real containerd (by `ctr` and by CRI), podman, skopeo and buildah, before a real registry.
+//! Real containerd (by `ctr` and by CRI), podman, skopeo, buildah, Docker and Charliecloud, before a real registry.
 
+mod charliecloud;
 mod containers;
+mod docker;
 
 use std::time::Duration;
 
@@ -88,7 +90,7 @@ async fn containerd_pulls_a_cold_image_and_each_blob_leaves_the_origin_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn containerd_pulls_images_in_docker_format_and_with_plain_layers() {
+async fn containerd_pulls_images_in_docker_format_and_with_plain_and_zstd_layers() {
     if !available(&CONTAINERD, true) {
         return;
     }
@@ -96,8 +98,10 @@ async fn containerd_pulls_images_in_docker_format_and_with_plain_layers() {
     stage.registry.push(&stage.image, Format::DockerV2s2, REPOSITORY, "docker").await;
     let plain = ImageSpec::new(702, &[2 * MIB, 100]).plain().one_platform().build();
     stage.registry.push(&plain, Format::Oci, REPOSITORY, "plain").await;
+    let zstd = ImageSpec::new(711, &[2 * MIB, 100]).zstd().build();
+    stage.registry.push(&zstd, Format::Oci, REPOSITORY, "zstd").await;
     stage.registry.forget();
-    for tag in ["docker", "plain"] {
+    for tag in ["docker", "plain", "zstd"] {
         stage.containerd.pull(&tagged(tag)).await.expect_ok();
     }
     let accesses = stage.registry.accesses();
@@ -231,6 +235,28 @@ async fn a_kubelet_pulls_over_cri_and_its_pull_secret_is_never_asked_for() {
     }
     let missing = containerd.cri_pull(&tagged("nothing"), None).await;
     assert!(matches!(&missing, Err(CriError::Status(_, message)) if message.contains("not found")), "{missing:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kubelet_pulls_warm_and_without_the_daemon() {
+    if !available(&CONTAINERD, true) {
+        return;
+    }
+    let mut stage = Stage::set(712).await;
+    let second = Containerd::start(&Place::Here).await;
+    second.mirror(&mirror(&stage.daemon), &stage.registry.url());
+    let third = Containerd::start(&Place::Here).await;
+    third.mirror(&mirror(&stage.daemon), &stage.registry.url());
+    stage.containerd.cri_pull(&tagged("v1"), None).await.unwrap();
+    assert_eq!(stage.registry.blob_gets().len(), stage.image.native().blobs().count(), "cold");
+    stage.registry.forget();
+    second.cri_pull(&tagged("v1"), None).await.unwrap();
+    assert_eq!(stage.registry.blob_gets(), [], "warm");
+    stage.daemon.kill();
+    third.cri_pull(&tagged("v1"), None).await.unwrap();
+    let gets = stage.registry.blob_gets();
+    assert_eq!(gets.len(), stage.image.native().blobs().count(), "{gets:?}");
+    assert!(gets.iter().all(|get| get.agent.contains("containerd")), "{gets:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

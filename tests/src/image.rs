@@ -17,6 +17,8 @@ pub mod media {
     pub const TAR: &str = "application/vnd.oci.image.layer.v1.tar";
     /// A compressed layer.
     pub const TAR_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+    /// A layer compressed in the newer way.
+    pub const TAR_ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 }
 
 /// What an image is to look like.
@@ -28,8 +30,19 @@ pub struct ImageSpec {
     pub layers: Vec<u64>,
     /// Architectures, the first of which is asked for by clients of this machine.
     pub architectures: Vec<&'static str>,
-    /// Compressed layers (the payload is random: they become no smaller).
-    pub gzip: bool,
+    /// How layers are compressed (the payload is random: they become no smaller).
+    pub compression: Compression,
+}
+
+/// How a layer is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// Not at all.
+    None,
+    /// By gzip.
+    Gzip,
+    /// By zstd.
+    Zstd,
 }
 
 impl ImageSpec {
@@ -40,14 +53,21 @@ impl ImageSpec {
             seed,
             layers: layers.to_vec(),
             architectures: vec![native_architecture(), other_architecture()],
-            gzip: true,
+            compression: Compression::Gzip,
         }
     }
 
     /// With layers that are not compressed.
     #[must_use]
     pub fn plain(mut self) -> Self {
-        self.gzip = false;
+        self.compression = Compression::None;
+        self
+    }
+
+    /// With layers that are compressed by zstd.
+    #[must_use]
+    pub fn zstd(mut self) -> Self {
+        self.compression = Compression::Zstd;
         self
     }
 
@@ -87,10 +107,10 @@ impl ImageSpec {
             let tar = tar_of(&format!("layer-{number}"), &random_bytes(seed, size));
             diff_ids.push(digest_of(&tar));
             history.push(json!({ "created": "2026-01-01T00:00:00Z", "created_by": format!("layer {number}") }));
-            layers.push(if self.gzip {
-                Blob::new(media::TAR_GZIP, gzip_stored(&tar))
-            } else {
-                Blob::new(media::TAR, tar)
+            layers.push(match self.compression {
+                Compression::None => Blob::new(media::TAR, tar),
+                Compression::Gzip => Blob::new(media::TAR_GZIP, gzip_stored(&tar)),
+                Compression::Zstd => Blob::new(media::TAR_ZSTD, zstd_stored(&tar)),
             });
         }
         let config = Blob::json(
@@ -271,6 +291,22 @@ fn gzip_stored(content: &[u8]) -> Vec<u8> {
     }
     out.extend_from_slice(&crc32(content).to_le_bytes());
     out.extend_from_slice(&(content.len() as u32).to_le_bytes());
+    out
+}
+
+/// A zstd file that compresses nothing: one frame (RFC 8878) of raw blocks.
+fn zstd_stored(content: &[u8]) -> Vec<u8> {
+    const BLOCK: usize = 128 << 10;
+    let mut out = vec![0x28, 0xb5, 0x2f, 0xfd];
+    // A window as large as a block, and no content size: what a stream's first byte would say.
+    out.extend_from_slice(&[0x00, 0x38]);
+    let blocks = content.chunks(BLOCK);
+    let last = blocks.len().saturating_sub(1);
+    for (at, block) in blocks.enumerate() {
+        let header = u32::from(at == last) | (block.len() as u32) << 3;
+        out.extend_from_slice(&header.to_le_bytes()[..3]);
+        out.extend_from_slice(block);
+    }
     out
 }
 

@@ -7,6 +7,7 @@
 pub mod containerd;
 pub mod cri;
 pub mod daemon;
+pub mod docker;
 pub mod hostile;
 pub mod image;
 pub mod layout;

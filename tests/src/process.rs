@@ -97,6 +97,14 @@ impl Process {
         .await
     }
 
+    /// Waits for the end of what was told to end, and kills it at the deadline. For guards, which cannot await.
+    pub fn reap(mut self, deadline: Duration) {
+        let until = std::time::Instant::now() + deadline;
+        while self.ended().is_none() && std::time::Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Sends a signal; nothing happens if the process is gone.
     pub fn signal(&self, signal: Signal) {
         if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {

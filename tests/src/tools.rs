@@ -7,7 +7,7 @@ use std::{
 };
 
 /// The Debian package of each program that tests use.
-const PACKAGES: [(&str, &str); 11] = [
+const PACKAGES: [(&str, &str); 14] = [
     ("containerd", "containerd"),
     ("ctr", "containerd"),
     ("runc", "runc"),
@@ -15,6 +15,9 @@ const PACKAGES: [(&str, &str); 11] = [
     ("podman", "podman"),
     ("buildah", "buildah"),
     ("skopeo", "skopeo"),
+    ("dockerd", "docker.io"),
+    ("docker", "docker.io"),
+    ("ch-image", "charliecloud-builders"),
     ("ip", "iproute2"),
     ("tc", "iproute2"),
     ("systemd-analyze", "systemd"),

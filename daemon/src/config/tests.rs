@@ -91,6 +91,12 @@ fn every_key_is_read_from_all_three_sources_alike() {
     let plain = setup().load().unwrap();
     for &(name, toml, text, expected) in SAMPLES {
         let key = keys::key(name);
+        // Two of them come together or not at all.
+        let setup = || match name {
+            "registry_tls_cert" => setup().flag("registry-tls-key", "/k"),
+            "registry_tls_key" => setup().flag("registry-tls-cert", "/c"),
+            _ => setup(),
+        };
         let from_file = setup().file(&toml_of(name, toml)).load().unwrap();
         let from_env = setup().env(&key.env(), text).load().unwrap();
         let mut from_flag = setup();
@@ -106,6 +112,16 @@ fn every_key_is_read_from_all_three_sources_alike() {
             assert_eq!(value.to_string(), expected, "{name}");
         }
     }
+}
+
+#[test]
+fn a_certificate_without_its_key_is_refused_and_one_without_a_listener_is_told() {
+    let half = setup().flag("registry-tls-key", "/k").refused();
+    assert!(half.starts_with("--registry-tls-key: registry_tls_cert is missing"), "{half}");
+    let unused = setup().flag("registry-tls-key", "/k").flag("registry-tls-cert", "/c").load().unwrap();
+    assert!(unused.warnings[0].contains("registry_tls_listen is not set"), "{:?}", unused.warnings);
+    let clash = setup().flag("registry-tls-listen", "127.0.0.1:5050").refused();
+    assert!(clash.contains("collides with registry_listen"), "{clash}");
 }
 
 #[test]

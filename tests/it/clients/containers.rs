@@ -1,4 +1,4 @@
-//! podman, skopeo and buildah: one library, pointed at the daemon by `registries.conf`.
+//! podman, skopeo and buildah: one library, pointed at the daemon by what `shoal configure podman` writes.
 
 use std::{fs, path::Path, process::Command};
 
@@ -13,7 +13,7 @@ use shoal_tests::{
 use tempfile::TempDir;
 
 use super::{registry_with, tagged};
-use crate::{MIB, REPOSITORY, settings};
+use crate::{MIB, REPOSITORY, SHOAL, settings};
 
 /// A registry, a daemon before it, and the configuration of the clients.
 struct Stage {
@@ -28,13 +28,19 @@ impl Stage {
         let (registry, image) = registry_with(seed).await;
         let daemon = Daemon::start(settings(&registry.url())).await;
         let directory = tempfile::tempdir().unwrap();
-        let text = format!(
-            "[[registry]]\nprefix = \"origin.test\"\nlocation = \"{}\"\ninsecure = true\n\
-             [[registry.mirror]]\nlocation = \"{}/origin.test\"\ninsecure = true\n",
-            registry.address(),
-            daemon.registry()
-        );
-        fs::write(directory.path().join("registries.conf"), text).unwrap();
+        let mut configure = Command::new(SHOAL);
+        configure.args(["configure", "podman", "--registry", "origin.test", "--conf-dir"]).arg(directory.path());
+        must({
+            configure.arg("--endpoint").arg(format!("http://{}", daemon.registry()));
+            configure
+        })
+        .await;
+        let text = fs::read_to_string(directory.path().join("50-shoal.conf")).unwrap();
+        // The registry behind that name is not where a resolver would find it, nor does it speak TLS.
+        let location = format!("location = \"{}\"\ninsecure = true\n", registry.address());
+        let here = text.replace("location = \"origin.test\"\n", &location);
+        assert_ne!(here, text);
+        fs::write(directory.path().join("registries.conf"), here).unwrap();
         fs::write(directory.path().join("policy.json"), r#"{"default":[{"type":"insecureAcceptAnything"}]}"#).unwrap();
         Self { registry, image, daemon, directory }
     }
@@ -95,6 +101,26 @@ fn agent_is_client(agent: &str) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn podman_unpacks_docker_manifests_and_plain_and_zstd_layers() {
+    if !available(&["podman", "docker-registry", "skopeo"], true) {
+        return;
+    }
+    let stage = Stage::set(725).await;
+    stage.registry.push(&stage.image, Format::DockerV2s2, REPOSITORY, "docker").await;
+    for (tag, spec) in
+        [("plain", ImageSpec::new(726, &[MIB, 10]).plain()), ("zstd", ImageSpec::new(727, &[MIB, 10]).zstd())]
+    {
+        stage.registry.push(&spec.build(), Format::Oci, REPOSITORY, tag).await;
+    }
+    stage.registry.forget();
+    for tag in ["docker", "plain", "zstd"] {
+        stage.pull("podman", tag, &tagged(tag)).await;
+    }
+    let accesses = stage.registry.accesses();
+    assert!(accesses.iter().all(|access| !agent_is_client(&access.agent)), "{accesses:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn podman_pulls_a_tag_through_the_daemon_and_without_it() {
     if !available(&["podman", "docker-registry", "skopeo"], true) {
         return;
@@ -111,21 +137,27 @@ async fn podman_pulls_a_tag_through_the_daemon_and_without_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn buildah_pulls_through_the_daemon() {
+async fn buildah_pulls_through_the_daemon_and_without_it() {
     if !available(&["buildah", "docker-registry", "skopeo"], true) {
         return;
     }
-    let stage = Stage::set(721).await;
+    let mut stage = Stage::set(721).await;
     stage.pull("buildah", "one", &tagged("v1")).await;
     stage.each_blob_left_once_for_the_daemon();
+    stage.registry.forget();
+    stage.pull("buildah", "two", &tagged("v1")).await;
+    assert_eq!(stage.registry.blob_gets(), [], "warm");
+    stage.daemon.kill();
+    stage.pull("buildah", "three", &tagged("v1")).await;
+    assert_eq!(stage.registry.blob_gets().len(), stage.image.native().blobs().count(), "from the origin itself");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn skopeo_copies_the_same_image_by_mirror_and_by_path() {
+async fn skopeo_copies_the_same_image_by_mirror_by_path_and_without_the_daemon() {
     if !available(&["docker-registry", "skopeo"], false) {
         return;
     }
-    let stage = Stage::set(722).await;
+    let mut stage = Stage::set(722).await;
     let mut by_mirror = stage.skopeo();
     by_mirror.arg(format!("docker://{}", tagged("v1"))).arg(format!("dir:{}", stage.path("mirror").display()));
     must(by_mirror).await;
@@ -136,6 +168,11 @@ async fn skopeo_copies_the_same_image_by_mirror_and_by_path() {
     by_path.arg(format!("dir:{}", stage.path("path").display()));
     must(by_path).await;
     assert_eq!(files(&stage.path("mirror")), files(&stage.path("path")));
+    stage.daemon.kill();
+    let mut without = stage.skopeo();
+    without.arg(format!("docker://{}", tagged("v1"))).arg(format!("dir:{}", stage.path("without").display()));
+    must(without).await;
+    assert_eq!(files(&stage.path("mirror")), files(&stage.path("without")));
 }
 
 #[tokio::test(flavor = "multi_thread")]
