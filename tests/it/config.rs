@@ -97,6 +97,24 @@ async fn a_secret_that_is_missing_public_or_wrong_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_is_missing_broken_or_alone_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let base = directory.path();
+    let data = base.join("data").display().to_string();
+    let broken = file(base, "broken.pem", "hello\n", 0o600);
+    let listen = ["--data-dir", &data, "--registry-tls-listen", "127.0.0.1:0"];
+    for (cert, key, words) in [
+        ("/nowhere.pem", &broken, &["registry_tls_cert", "/nowhere.pem"]),
+        (broken.as_str(), &broken, &["registry_tls_cert", "no certificate"]),
+    ] {
+        let given = ["--registry-tls-cert", cert, "--registry-tls-key", key];
+        must_refuse(&[&listen[..], &given].concat(), &[], &words[..]).await;
+    }
+    must_refuse(&[&listen[..], &["--registry-tls-key", &broken]].concat(), &[], &["registry_tls_cert is missing"])
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn flags_overrule_the_environment_which_overrules_the_file() {
     let directory = tempfile::tempdir().unwrap();
     let config = file(directory.path(), "shoal.toml", "zone = \"file\"\nrack = \"file\"\ntag_ttl = \"7s\"\n", 0o644);

@@ -13,7 +13,9 @@ mod deploy;
 mod hostile;
 mod namespaces;
 mod registry;
+mod shapes;
 mod swarm;
+mod tls;
 
 use std::time::Duration;
 

@@ -45,6 +45,71 @@ pub async fn get(address: SocketAddr, path: &str, headers: &[(&str, &str)], dead
     exchange(stream, request.as_bytes(), deadline).await
 }
 
+/// A connection that is kept open between requests, as most clients do.
+#[derive(Debug)]
+pub struct Connection {
+    stream: TcpStream,
+    address: SocketAddr,
+}
+
+impl Connection {
+    /// Connects.
+    ///
+    /// # Panics
+    /// If it cannot.
+    pub async fn open(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).await;
+        Self { stream: stream.unwrap_or_else(|error| panic!("cannot connect to {address}: {error}")), address }
+    }
+
+    /// Sends a request with these header lines as they are, and reads its answer, of the body no more than `most` bytes.
+    /// The answer must say how long it is.
+    ///
+    /// # Panics
+    /// If the answer does not come within `deadline`, or does not say its length.
+    pub async fn ask(
+        &mut self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        most: usize,
+        deadline: Duration,
+    ) -> Answer {
+        let mut request = format!("{method} {path} HTTP/1.1\r\nHost: {}\r\n", self.address);
+        for (name, value) in headers {
+            request.push_str(&format!("{name}: {value}\r\n"));
+        }
+        request.push_str("\r\n");
+        self.stream.write_all(request.as_bytes()).await.expect("the request can be sent");
+        let answer = timeout(deadline, self.answer(method == "HEAD", most)).await;
+        answer.unwrap_or_else(|_| panic!("{method} {path}: no answer after {deadline:?}"))
+    }
+
+    async fn answer(&mut self, head_only: bool, most: usize) -> Answer {
+        let mut received = Vec::new();
+        let end = loop {
+            if let Some(at) = received.windows(4).position(|window| window == b"\r\n\r\n") {
+                break at + 4;
+            }
+            self.more(&mut received).await;
+        };
+        let length =
+            parse(&received[..end], Ending::Fin).headers.get("content-length").and_then(|text| text.parse().ok());
+        let length: usize =
+            length.unwrap_or_else(|| panic!("no length: {}", String::from_utf8_lossy(&received[..end])));
+        let wanted = end + if head_only { 0 } else { length.min(most) };
+        while received.len() < wanted {
+            self.more(&mut received).await;
+        }
+        parse(&received[..wanted], Ending::Fin)
+    }
+
+    async fn more(&mut self, received: &mut Vec<u8>) {
+        let count = self.stream.read_buf(received).await.expect("the connection is not reset");
+        assert!(count > 0, "the connection ended early: {}", String::from_utf8_lossy(received));
+    }
+}
+
 /// Sends a request over a unix socket and reads to the end.
 ///
 /// # Errors
