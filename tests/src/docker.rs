@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::process::Signal;
 use tempfile::TempDir;
 use tokio::net::UnixStream;
 
@@ -74,6 +75,13 @@ impl Docker {
         self.process = Some(process);
     }
 
+    /// Tells it to read its configuration again, as `systemctl reload docker` does.
+    pub fn reload(&self) {
+        if let Some(process) = &self.process {
+            process.signal(Signal::HUP);
+        }
+    }
+
     /// Asks it to end: its containerd ends with it.
     pub async fn stop(&mut self) {
         if let Some(process) = self.process.take() {
@@ -126,7 +134,7 @@ impl Drop for Docker {
     fn drop(&mut self) {
         // A killed engine would leave its containerd behind.
         let Some(process) = self.process.take() else { return };
-        process.signal(rustix::process::Signal::TERM);
+        process.signal(Signal::TERM);
         process.reap(Duration::from_secs(20));
     }
 }

@@ -11,7 +11,7 @@ use url::Url;
 
 use super::{
     MirrorArgs, Report,
-    edit::{OwnFile, own_line},
+    edit::{OwnFile, is_own, own_line, read},
     names,
 };
 use crate::failure::{CANNOT_CREATE, Failure, USAGE};
@@ -66,13 +66,20 @@ pub(super) fn configure(args: &CharliecloudArgs) -> Result<Report, Failure> {
     if args.registry.len() > 1 {
         return Err(Failure::new(USAGE, "--registry: names without a registry can only mean one"));
     }
+    let script = args.dir.join(ENVIRONMENT);
+    if read(&script)?.is_some_and(|text| !is_unedited(&text)) {
+        let message = format!(
+            "{}: the file was left alone, it was not written, or was changed, by somebody other than `shoal configure`; move it \
+             away, or choose another --dir",
+            script.display()
+        );
+        return Err(Failure::new(CANNOT_CREATE, message));
+    }
     let mut warnings = Vec::new();
     let certificates = if args.remove { String::new() } else { certificates(&args.ca, &mut warnings)? };
     let bundle = args.dir.join(BUNDLE);
-    let files = [
-        (bundle.clone(), certificates),
-        (args.dir.join(ENVIRONMENT), environment(&bundle, &host, port, args.registry.first())?),
-    ];
+    let files =
+        [(bundle.clone(), certificates), (script.clone(), environment(&bundle, &host, port, args.registry.first())?)];
     let shared = MirrorArgs { remove: args.remove, dry_run: args.dry_run, ..MirrorArgs::default() };
     let mut plans = Vec::new();
     for (path, content) in files {
@@ -82,7 +89,7 @@ pub(super) fn configure(args: &CharliecloudArgs) -> Result<Report, Failure> {
     let mut report = shared.carry_out(plans)?;
     report.warnings = warnings;
     if !args.remove {
-        report.next.push(format!("In a shell profile: . {}", args.dir.join(ENVIRONMENT).display()));
+        report.next.push(format!("In a shell profile: . {}", script.display()));
         report.next.push(format!("Then: ch-image pull {host}:{port}/docker.io/library/alpine:3"));
         report.next.push(
             "ch-image has no fallback: without the daemon it pulls images by their registry's own name only."
@@ -142,6 +149,13 @@ fn environment(bundle: &Path, host: &str, port: u16, registry: Option<&String>) 
     Ok(text)
 }
 
+/// Whether the script has no line but such as we write.
+fn is_unedited(text: &str) -> bool {
+    let ours = ["REQUESTS_CA_BUNDLE", "CH_REGY_DEFAULT_HOST", "CH_REGY_DEFAULT_PORT", "CH_REGY_PATH_PREFIX"];
+    let known = |line: &str| ours.iter().any(|name| line.starts_with(&format!("export {name}='")));
+    is_own(text) && text.lines().skip(1).all(known)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
@@ -186,6 +200,22 @@ mod tests {
         args.remove = true;
         assert_eq!(actions(&args), [Action::Removed; 2]);
         assert_eq!(fs::read_dir(&args.dir).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_script_that_was_edited_is_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut args = args(&directory);
+        configure(&args).unwrap();
+        let script = args.dir.join(ENVIRONMENT);
+        let edited = fs::read_to_string(&script).unwrap() + "module load python\n";
+        fs::write(&script, &edited).unwrap();
+        for remove in [false, true] {
+            args.remove = remove;
+            assert!(configure(&args).unwrap_err().to_string().contains("left alone"));
+        }
+        assert_eq!(fs::read_to_string(&script).unwrap(), edited);
+        assert!(args.dir.join(BUNDLE).exists(), "nothing is half done");
     }
 
     #[test]

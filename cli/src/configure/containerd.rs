@@ -62,7 +62,7 @@ pub(super) fn configure(args: &ContainerdArgs) -> Result<Report, Failure> {
     if !mirror.remove {
         report.warnings = check::containerd(&args.containerd_config, certs_dir);
         report.warnings.extend(overruled(certs_dir, &registries));
-        report.warnings.extend(upgraded(certs_dir));
+        report.warnings.extend(traps(certs_dir));
     }
     report.next.push("containerd reads hosts.toml at every pull: no restart is needed for it.".to_owned());
     Ok(report)
@@ -94,16 +94,12 @@ fn overruled(certs_dir: &Path, registries: &[String]) -> Vec<String> {
         .collect()
 }
 
-/// `skip_verify` and `ca` make containerd believe that a host speaks TLS.
-fn upgraded(certs_dir: &Path) -> Vec<String> {
+/// What is wrong with any `hosts.toml`, ours or not.
+fn traps(certs_dir: &Path) -> Vec<String> {
     let mut warnings = Vec::new();
     for (name, text) in known_hosts(certs_dir) {
-        for host in hosts::upgraded(&text) {
-            warnings.push(format!(
-                "{}: skip_verify or ca of {host} make containerd 1.7 and later try HTTPS first; delete them, the host is http",
-                certs_dir.join(&name).join(HOSTS).display()
-            ));
-        }
+        let path = certs_dir.join(&name).join(HOSTS);
+        warnings.extend(hosts::traps(&text).into_iter().map(|trap| format!("{}: {trap}", path.display())));
     }
     warnings
 }

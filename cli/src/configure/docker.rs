@@ -2,7 +2,10 @@
 //!
 //! JSON has no comments to mark our part with, so it is known by its URL: `--remove` takes away the mirror of `--endpoint`.
 
-use std::{ops::Range, path::PathBuf};
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+};
 
 use serde_json::Value;
 use url::Url;
@@ -50,9 +53,16 @@ pub(super) fn configure(args: &DockerArgs) -> Result<Report, Failure> {
     let mut report = mirror.carry_out(vec![plan])?;
     if !mirror.remove {
         report.warnings = warnings(&endpoint, &read(daemon_json)?.unwrap_or_default());
+        report.warnings.extend(overruled(daemon_json));
     }
     if report.is_change() {
         report.next.push("Tell the Docker engine: systemctl reload docker (containers go on running).".to_owned());
+        if !mirror.remove {
+            report.next.push(
+                "If dockerd is started with --registry-mirror, move that here: it does not start with the flag and the key."
+                    .to_owned(),
+            );
+        }
     }
     Ok(report)
 }
@@ -81,6 +91,19 @@ fn warnings(endpoint: &str, text: &str) -> Vec<String> {
         ));
     }
     warnings
+}
+
+/// Docker 29 knows containerd's way too, and prefers it.
+fn overruled(daemon_json: &Path) -> Option<String> {
+    let hosts = daemon_json.parent()?.join("certs.d/docker.io/hosts.toml");
+    hosts.exists().then(|| {
+        format!(
+            "{}: Docker 29 and later may use it instead of {KEY}; put the daemon into it: shoal configure containerd --registry \
+             docker.io --certs-dir {}",
+            hosts.display(),
+            hosts.ancestors().nth(2).unwrap_or(Path::new("")).display()
+        )
+    })
 }
 
 /// Our URL among the mirrors.
@@ -381,6 +404,11 @@ mod tests {
         args.mirror.registry = vec!["docker.io".to_owned()];
         args.mirror.endpoint = "http://10.0.0.1:5050".to_owned();
         assert!(configure(&args).unwrap().warnings[0].contains("insecure-registries"));
+        let certs = args.daemon_json.with_file_name("certs.d/docker.io");
+        fs::create_dir_all(&certs).unwrap();
+        fs::write(certs.join("hosts.toml"), "").unwrap();
+        let warnings = configure(&args).unwrap().warnings;
+        assert!(warnings.iter().any(|warning| warning.contains("Docker 29")), "{warnings:?}");
         args.mirror.endpoint = "http://127.0.0.1:6050".to_owned();
         configure(&args).unwrap();
         args.mirror.endpoint = OURS.endpoint.to_owned();

@@ -91,13 +91,28 @@ fn block(endpoint: &str) -> String {
     marked("", "this host was added by `shoal configure containerd`", &lines)
 }
 
-/// Hosts that containerd 1.7 and later ask over HTTPS first, whatever their URL says.
-pub(super) fn upgraded(text: &str) -> Vec<String> {
-    let Ok(table) = parse(text) else { return Vec::new() };
-    let plain = hosts(&table).into_iter().flatten().filter(|(url, settings)| {
-        url.starts_with("http://") && ["skip_verify", "ca"].iter().any(|key| settings.get(key).is_some())
-    });
-    plain.map(|(url, _)| url.clone()).collect()
+/// What in a file would keep containerd from using its hosts as they are written: it says so in one line of its log at most.
+pub(super) fn traps(text: &str) -> Vec<String> {
+    let Ok(table) = parse(text) else { return vec!["it is not valid TOML, and containerd ignores it".to_owned()] };
+    let mut traps = Vec::new();
+    for (url, settings) in hosts(&table).into_iter().flatten() {
+        if url.starts_with("http://") && ["skip_verify", "ca"].iter().any(|key| settings.get(key).is_some()) {
+            traps.push(format!(
+                "skip_verify or ca of {url} make containerd 1.7 and later try HTTPS first; delete them, the host is http"
+            ));
+        }
+        let capabilities = settings.get("capabilities").and_then(toml::Value::as_array);
+        for capability in capabilities.into_iter().flatten().filter_map(toml::Value::as_str) {
+            match capability {
+                "pull" | "resolve" | "push" => {}
+                "referrers" => traps.push(format!(
+                    "capability `referrers` of {url}: containerd before 2.2 drops the whole file for it; delete it unless all are newer"
+                )),
+                other => traps.push(format!("capability `{other}` of {url}: containerd drops the whole file for it; delete it")),
+            }
+        }
+    }
+    traps
 }
 
 fn first_table(text: &str) -> Option<usize> {
@@ -191,6 +206,20 @@ mod tests {
     fn a_host_that_was_added_by_hand_is_left_alone() {
         let text = "[host.\"https://m.test\"]\n[host.\"http://127.0.0.1:5050\"]\n";
         assert_eq!(with_host(text, ENDPOINT).unwrap(), text);
+    }
+
+    #[test]
+    fn what_makes_containerd_drop_or_misread_a_file_is_told() {
+        for (text, word) in [
+            ("[host.\"http://m.test\"]\nskip_verify = true\n", "HTTPS first"),
+            ("[host.\"https://m.test\"]\ncapabilities = [\"pull\", \"fetch\"]\n", "`fetch`"),
+            ("[host.\"https://m.test\"]\ncapabilities = [\"pull\", \"referrers\"]\n", "before 2.2"),
+            ("[host\n", "not valid TOML"),
+        ] {
+            let traps = traps(text);
+            assert!(traps.len() == 1 && traps[0].contains(word), "{traps:?}");
+        }
+        assert_eq!(traps(&fresh("docker.io", ENDPOINT)), Vec::<String>::new());
     }
 
     #[test]

@@ -202,6 +202,42 @@ async fn skopeo_copies_all_platforms_and_docker_manifests_unchanged() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn skopeo_finds_the_drop_in_where_configure_puts_it() {
+    if !available(&["docker-registry", "skopeo"], false) {
+        return;
+    }
+    let stage = Stage::set(728).await;
+    let settings = stage.path(".config/containers");
+    let configure = |more: &[&str]| {
+        let mut command = Command::new(SHOAL);
+        command.args(["configure", "podman", "--registry", "origin.test", "--conf-dir"]);
+        command.arg(settings.join("registries.conf.d")).args(more);
+        command.arg("--endpoint").arg(format!("http://{}", stage.daemon.registry()));
+        command
+    };
+    let copy = {
+        let mut command = Command::new("skopeo");
+        stage.isolate(&mut command);
+        command.arg("--policy").arg(stage.path("policy.json")).args(["copy", "--quiet"]);
+        command.arg(format!("docker://{}", tagged("v1"))).arg(format!("dir:{}", stage.path("copy").display()));
+        command
+    };
+    // Instead of the machine's own.
+    fs::create_dir_all(&settings).unwrap();
+    fs::write(settings.join("registries.conf"), "").unwrap();
+    let planned = must(configure(&["--dry-run"])).await;
+    assert!(
+        planned.contains("+location = \"origin.test\"") && !settings.join("registries.conf.d").exists(),
+        "{planned}"
+    );
+    must(configure(&[])).await;
+    must(copy).await;
+    stage.each_blob_left_once_for_the_daemon();
+    must(configure(&["--remove"])).await;
+    assert_eq!(fs::read_dir(settings.join("registries.conf.d")).unwrap().count(), 0, "nothing is left behind");
+}
+
 /// Names and contents of the files of a directory.
 fn files(directory: &Path) -> std::collections::BTreeMap<String, Vec<u8>> {
     let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap());

@@ -1,10 +1,10 @@
 //! The Docker engine: images of Docker Hub by a mirror, all others by the daemon's address.
 
-use std::{net::SocketAddr, path::Path, process::Command, sync::Arc};
+use std::{net::SocketAddr, path::Path, process::Command, sync::Arc, time::Duration};
 
 use shoal_tests::{
-    daemon::Daemon, docker::Docker, image::ImageSpec, layout::Format, process::must, registry::DockerRegistry,
-    tools::available,
+    daemon::Daemon, docker::Docker, eventually, image::ImageSpec, layout::Format, process::must,
+    registry::DockerRegistry, tools::available,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -118,4 +118,13 @@ async fn docker_pulls_images_of_any_registry_by_the_daemons_address() {
     docker.pull(&name).await;
     assert_eq!(registry.blob_gets(), [], "warm");
     assert_eq!(*nowhere.asked.lock().await, Vec::<String>::new());
+
+    must(configure(&docker.configuration(), &daemon, false)).await;
+    docker.reload();
+    let endpoint = daemon.registry().to_string();
+    eventually(Duration::from_secs(20), "the engine using the mirror without a restart", || async {
+        let said = docker.run(&["info", "--format", "{{.RegistryConfig.Mirrors}}"]).await;
+        String::from_utf8_lossy(&said.stdout).contains(&endpoint).then_some(())
+    })
+    .await;
 }
