@@ -6,6 +6,8 @@ mod containerd;
 mod containers;
 mod docker;
 mod edit;
+#[cfg(test)]
+mod hostile_tests;
 mod hosts;
 mod k3s;
 mod names;
@@ -23,9 +25,10 @@ use self::{
 use crate::{failure::Failure, output::Output};
 
 const AFTER_HELP: &str = "\
-Every client goes to the registry itself while the daemon is away, but Charliecloud and `docker pull` by the daemon's address.
-Each command keeps a copy of what it changes (NAME.shoal-backup), changes nothing when run again, and takes back exactly
-what it did with --remove. --dry-run prints the changes and makes none.";
+While the daemon is away every client goes to the registry itself, except Charliecloud, and Docker by the daemon's address.
+
+Each command keeps a copy of a file that it changes (NAME.shoal-backup), changes nothing when run again, and takes back \
+exactly what it did with --remove. --dry-run prints the changes and makes none.";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]

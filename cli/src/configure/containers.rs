@@ -78,7 +78,7 @@ pub(crate) struct ContainersArgs {
     #[arg(long, value_name = "DIR", default_value = "/etc/containers/registries.conf.d")]
     conf_dir: PathBuf,
     /// Which pulls ask the daemon (needs containers/image 5.23, podman 4.3)
-    #[arg(long, value_enum, default_value = "all")]
+    #[arg(long, value_enum, value_name = "PULLS", default_value = "all")]
     pull_from_mirror: Pulls,
 }
 

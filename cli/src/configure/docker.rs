@@ -108,8 +108,8 @@ fn overruled(daemon_json: &Path) -> Option<String> {
 
 /// Our URL among the mirrors.
 #[derive(Debug)]
-struct Mirror<'a> {
-    endpoint: &'a str,
+pub(super) struct Mirror<'a> {
+    pub(super) endpoint: &'a str,
 }
 
 impl Mirror<'_> {

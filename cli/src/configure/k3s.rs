@@ -82,9 +82,9 @@ fn overruled(text: &str, registries: &BTreeSet<String>) -> Vec<String> {
 
 /// Our endpoint, first among those of some registries.
 #[derive(Debug)]
-struct Mirrors<'a> {
-    registries: &'a BTreeSet<String>,
-    endpoint: &'a str,
+pub(super) struct Mirrors<'a> {
+    pub(super) registries: &'a BTreeSet<String>,
+    pub(super) endpoint: &'a str,
 }
 
 impl Part for Mirrors<'_> {

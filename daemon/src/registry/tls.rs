@@ -24,9 +24,9 @@ use crate::config::Config;
 
 /// The only protocol of the front.
 const ALPN: &[u8] = b"http/1.1";
-/// Longest handshake. Clients of this machine need milliseconds.
+/// Longest handshake, with the wait for its turn. Clients of this machine need milliseconds.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
-/// Most handshakes at once: each costs a signature.
+/// Most handshakes at once: each costs a signature. The others wait; how many can is bounded by the connections.
 const HANDSHAKES: usize = 64;
 /// Longest file of certificates or keys.
 const FILE_BYTES: u64 = 1 << 20;
@@ -189,12 +189,14 @@ impl RegistryTls {
         self.inner.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Shakes hands, unless too many do so already.
+    /// Shakes hands, after those that came before.
     pub(super) async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
-        let _permit =
-            self.inner.handshakes.try_acquire().map_err(|_| io::Error::other("too many TLS handshakes at once"))?;
-        let acceptor = TlsAcceptor::from(Arc::clone(&self.current().config));
-        timeout(self.inner.handshake_deadline, acceptor.accept(stream)).await?
+        let handshake = async {
+            let _permit = self.inner.handshakes.acquire().await.map_err(io::Error::other)?;
+            let acceptor = TlsAcceptor::from(Arc::clone(&self.current().config));
+            acceptor.accept(stream).await
+        };
+        timeout(self.inner.handshake_deadline, handshake).await?
     }
 }
 

@@ -1,5 +1,8 @@
 use rustls::{ClientConfig, RootCertStore, pki_types::ServerName};
-use tokio::{io::AsyncReadExt, net::TcpListener};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+};
 use tokio_rustls::TlsConnector;
 
 use super::*;
@@ -56,13 +59,12 @@ async fn trusts(tls: &RegistryTls, pem: &str, name: &'static str) -> bool {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let client = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
     let client = client.with_root_certificates(roots).with_no_client_auth();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (stream, other) = connected().await;
     let connector = TlsConnector::from(Arc::new(client));
     let connect = connector.connect(ServerName::try_from(name).unwrap(), stream);
-    let accept = async { tls.accept(listener.accept().await.unwrap().0).await };
-    let (connected, accepted) = tokio::join!(connect, accept);
-    connected.is_ok() && accepted.is_ok()
+    let accept = tls.accept(other);
+    let (ours, theirs) = tokio::join!(connect, accept);
+    ours.is_ok() && theirs.is_ok()
 }
 
 #[tokio::test]
@@ -143,20 +145,31 @@ fn files_that_cannot_be_used_are_told_by_key_and_name_and_never_quoted() {
 }
 
 #[tokio::test]
-async fn what_is_no_handshake_ends_and_too_many_are_turned_away() {
+async fn what_is_no_handshake_ends_the_connection() {
     let setup = Setup::new();
     let tls = setup.open(false).unwrap();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let mut client = TcpStream::connect(address).await.unwrap();
-    let stream = listener.accept().await.unwrap().0;
-    tokio::io::AsyncWriteExt::write_all(&mut client, b"GET /v2/ HTTP/1.1\r\n\r\n").await.unwrap();
+    let (mut client, stream) = connected().await;
+    client.write_all(b"GET /v2/ HTTP/1.1\r\n\r\n").await.unwrap();
     assert!(tls.accept(stream).await.is_err());
-    let _busy = tls.inner.handshakes.acquire_many(HANDSHAKES as u32).await.unwrap();
-    let mut waiting = TcpStream::connect(address).await.unwrap();
-    let stream = listener.accept().await.unwrap().0;
-    assert!(tls.accept(stream).await.unwrap_err().to_string().contains("too many"));
-    assert_eq!(waiting.read(&mut [0; 8]).await.unwrap(), 0, "closed, not left hanging");
+    let mut answer = Vec::new();
+    client.read_to_end(&mut answer).await.ok();
+    assert!(!answer.starts_with(b"HTTP/"), "an alert at most: {answer:?}");
+}
+
+#[tokio::test]
+async fn too_many_handshakes_wait_their_turn() {
+    let setup = Setup::new();
+    let tls = setup.open(false).unwrap();
+    let authority = fs::read_to_string(tls.authority().unwrap()).unwrap();
+    let busy = tls.inner.handshakes.acquire_many(HANDSHAKES as u32).await.unwrap();
+    let mut waiting = Box::pin(trusts(&tls, &authority, "localhost"));
+    // It gets as far as it can.
+    for _ in 0..100 {
+        assert!(futures_util::poll!(&mut waiting).is_pending());
+        tokio::task::yield_now().await;
+    }
+    drop(busy);
+    assert!(waiting.await);
 }
 
 #[tokio::test]
@@ -164,8 +177,13 @@ async fn a_client_that_says_nothing_is_let_go_at_the_deadline() {
     let setup = Setup::new();
     let mut tls = setup.open(false).unwrap();
     Arc::get_mut(&mut tls.inner).unwrap().handshake_deadline = Duration::from_millis(50);
+    let (_silent, stream) = connected().await;
+    assert_eq!(tls.accept(stream).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+}
+
+/// Both ends of a connection.
+async fn connected() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let _silent = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    let error = tls.accept(listener.accept().await.unwrap().0).await.unwrap_err();
-    assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    (client, listener.accept().await.unwrap().0)
 }
