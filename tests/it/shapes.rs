@@ -321,6 +321,15 @@ impl Replay<'_> {
         self.connection = None;
     }
 
+    /// A tag that is not there: the client goes on to the registry, and is not asked who it is.
+    async fn missing(&mut self) {
+        let path = self.path(Subject::Tag).replace("/v1", "/nothing");
+        let answer = self.ask("GET", &path, &[], usize::MAX).await;
+        self.must(&answer, 404, &path);
+        let error: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
+        assert_eq!(error["errors"][0]["code"], "MANIFEST_UNKNOWN", "{}", self.shape.client);
+    }
+
     async fn ask(&mut self, method: &str, path: &str, headers: &[(&str, &str)], most: usize) -> Answer {
         let headers = [self.shape.always, headers].concat();
         let mut connection = match self.connection.take() {
@@ -388,7 +397,9 @@ async fn every_client_gets_what_it_needs_cold_and_warm() {
         let origin = OriginDouble::start().await;
         origin.offer(&image, REPOSITORY, "v1");
         let daemon = Daemon::start(settings(&origin.url()).with("--default-upstream=origin.test")).await;
-        Replay { shape, image: &image, daemon: &daemon, connection: None }.run().await;
+        let mut replay = Replay { shape, image: &image, daemon: &daemon, connection: None };
+        replay.run().await;
+        replay.missing().await;
         let layer = &image.native().layers[0].digest;
         let layers_asked = shape.steps.iter().filter(|step| matches!(step, Step::Get(Subject::Layer, _))).count();
         if layers_asked > 0 {

@@ -32,6 +32,8 @@ const HANDSHAKES: usize = 64;
 const FILE_BYTES: u64 = 1 << 20;
 /// How often the files are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// How often our own certificate is checked for its end, which is weeks away when it is made anew.
+const RENEW_EVERY: Duration = Duration::from_hours(1);
 
 /// Why the TLS listener has no certificate. Prints no key.
 #[derive(Debug, thiserror::Error)]
@@ -93,6 +95,8 @@ struct Current {
     config: Arc<ServerConfig>,
     /// Of the files as they were last looked at, good or bad.
     stamp: Stamp,
+    /// When it was last checked that our own are good for a while.
+    prepared: SystemTime,
 }
 
 /// What changes about a file when its content does: by being written or replaced.
@@ -126,9 +130,10 @@ impl RegistryTls {
                 Files { certificate: authority.leaf(), key: authority.leaf(), authority: Some(authority) }
             }
         };
-        files.prepare(SystemTime::now())?;
+        let prepared = SystemTime::now();
+        files.prepare(prepared)?;
         let stamp = files.stamp();
-        let current = Mutex::new(Current { config: files.load()?, stamp });
+        let current = Mutex::new(Current { config: files.load()?, stamp, prepared });
         let handshakes = Semaphore::new(HANDSHAKES);
         let inner = Inner { files, current, handshakes, handshake_deadline: HANDSHAKE_DEADLINE };
         Ok(Some(Self { inner: Arc::new(inner) }))
@@ -165,11 +170,18 @@ impl RegistryTls {
     /// Looks at the files, and takes what is new and good.
     fn refresh(&self, now: SystemTime) {
         let files = &self.inner.files;
-        if let Err(error) = files.prepare(now) {
-            warn!(%error, "cannot renew the registry's certificate");
+        let (seen, prepared) = {
+            let current = self.current();
+            (current.stamp, current.prepared)
+        };
+        if files.stamp() != seen || now > prepared + RENEW_EVERY {
+            self.current().prepared = now;
+            if let Err(error) = files.prepare(now) {
+                warn!(%error, "cannot renew the registry's certificate");
+            }
         }
         let stamp = files.stamp();
-        if self.current().stamp == stamp {
+        if stamp == seen {
             return;
         }
         let loaded = files.load();

@@ -84,6 +84,20 @@ async fn clients_that_trust_our_authority_reach_loopback_by_all_its_names() {
 }
 
 #[tokio::test]
+async fn a_certificate_of_our_own_is_renewed_while_the_daemon_runs() {
+    let setup = Setup::new();
+    let tls = setup.open(false).unwrap();
+    let leaf = || fs::read_to_string(&tls.inner.files.certificate).unwrap();
+    let (first, shown) = (leaf(), Arc::clone(&tls.current().config));
+    tls.refresh(SystemTime::now() + Duration::from_hours(24 * 200));
+    assert_eq!(leaf(), first, "it is good for a while");
+    assert!(Arc::ptr_eq(&shown, &tls.current().config));
+    tls.refresh(SystemTime::now() + Duration::from_hours(24 * 310));
+    assert_ne!(leaf(), first);
+    assert!(!Arc::ptr_eq(&shown, &tls.current().config), "and shown");
+}
+
+#[tokio::test]
 async fn given_files_are_shown_and_read_anew_when_they_change() {
     let setup = Setup::new();
     let first = setup.give();
