@@ -5,7 +5,7 @@ use std::{
     fs::File,
     future::Future,
     io::{self, IsTerminal},
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
 };
@@ -14,6 +14,7 @@ use serde::Serialize;
 use shoal_daemon::{
     BuildError, Daemon,
     config::{Config, LogFormat},
+    credentials,
     secret::Secret,
 };
 use tokio::{
@@ -67,7 +68,7 @@ pub(crate) fn run(args: &DaemonArgs, output: Output) -> Result<ExitCode, Failure
     if output.is_json() {
         config.log = LogFormat::Json;
     }
-    check_files(&config)?;
+    check_files(&mut config)?;
     if args.check {
         output.report(&Checked { configuration: &config, warnings: &config.warnings }, checked_text)?;
         return Ok(ExitCode::SUCCESS);
@@ -114,7 +115,11 @@ async fn serve(config: Config) -> Result<(), Failure> {
 fn cannot_start(error: &BuildError) -> Failure {
     let configured = matches!(
         error,
-        BuildError::Config(_) | BuildError::Secret(_) | BuildError::Upstream(_) | BuildError::NeedsSecret(_)
+        BuildError::Config(_)
+            | BuildError::Secret(_)
+            | BuildError::Credentials(_)
+            | BuildError::Upstream(_)
+            | BuildError::NeedsSecret(_)
     );
     Failure::new(if configured { USAGE } else { GENERAL }, format!("cannot start: {error}"))
 }
@@ -147,12 +152,11 @@ async fn either(terminate: &mut Signal, interrupt: &mut Signal) -> (&'static str
 }
 
 /// Finds out now, and as a mistake in the configuration, what would else fail in the middle of the start.
-fn check_files(config: &Config) -> Result<(), Failure> {
+fn check_files(config: &mut Config) -> Result<(), Failure> {
     if let Some(file) = &config.secret_file {
         Secret::load(file).map_err(|error| Failure::new(USAGE, format!("secret_file: {error}")))?;
     }
     for upstream in &config.upstreams {
-        upstream.read_password().map_err(|error| Failure::new(USAGE, error.to_string()))?;
         if let Some(file) = &upstream.ca_file {
             readable(file).map_err(|error| {
                 let place = format!("ca_file of upstream {}", upstream.name);
@@ -160,6 +164,8 @@ fn check_files(config: &Config) -> Result<(), Failure> {
             })?;
         }
     }
+    let opened = credentials::open(config).map_err(|error| Failure::new(USAGE, error.to_string()))?;
+    config.warnings.extend(opened.warnings);
     Ok(())
 }
 
@@ -201,6 +207,7 @@ fn checked_text(checked: &Checked<'_>) -> String {
     let list = |items: &[String]| if items.is_empty() { "none".to_owned() } else { items.join(", ") };
     let or_none = |text: Option<String>| text.unwrap_or_else(|| "none".to_owned());
     let addresses: Vec<_> = config.registry_listen.iter().map(ToString::to_string).collect();
+    let files = |files: &[PathBuf]| files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>();
     let rate = |rate: &Option<shoal_proto::units::Rate>| or_none(rate.as_ref().map(ToString::to_string));
     let lines = [
         ("data_dir", config.data_dir.display().to_string()),
@@ -210,6 +217,8 @@ fn checked_text(checked: &Checked<'_>) -> String {
         ("secret_file", or_none(config.secret_file.as_ref().map(|file| file.display().to_string()))),
         ("bootstrap", list(&config.bootstrap)),
         ("default_upstream", or_none(config.default_upstream.clone())),
+        ("credential_files", list(&files(&config.credential_files))),
+        ("plugins", or_none(config.credential_provider_config.as_ref().map(|file| file.display().to_string()))),
         ("zone, rack", format!("{}, {}", or_none(config.zone.clone()), or_none(config.rack.clone()))),
         ("log", format!("{:?}, {}", config.log, config.log_filter).to_lowercase()),
         ("stream", format!("{:?}", config.stream).to_lowercase()),

@@ -10,6 +10,7 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use reqwest::{Certificate, Client, ClientBuilder, header::HeaderValue, redirect};
 use url::Url;
 
+use crate::credentials::Credentials;
 use crate::origin::{
     Kind, OriginTimeouts,
     auth::Challenge,
@@ -28,6 +29,8 @@ pub struct UpstreamSettings {
     pub username: Option<String>,
     /// Goes with the user name.
     pub password: Option<String>,
+    /// Where its credentials come from.
+    pub credentials: Credentials,
     /// PEM file of certificate authorities to trust on top of the system's.
     pub ca_file: Option<PathBuf>,
     /// Lets redirects and token realms of a public registry lead to private (never loopback or link-local) addresses.
@@ -45,6 +48,7 @@ impl UpstreamSettings {
             url,
             username: None,
             password: None,
+            credentials: Credentials::default(),
             ca_file: None,
             allow_private: false,
             realm_hosts: Vec::new(),
@@ -79,6 +83,7 @@ pub struct Upstream {
     base: Url,
     host: String,
     basic: Option<HeaderValue>,
+    credentials: Credentials,
     realm_hosts: Vec<String>,
     guard: Arc<Guard>,
     /// For the registry itself.
@@ -130,6 +135,7 @@ impl Upstream {
             host: authority(&base),
             base,
             basic,
+            credentials: settings.credentials,
             realm_hosts: settings.realm_hosts,
             guard,
             home,
@@ -192,6 +198,10 @@ impl Upstream {
 
     pub(super) const fn basic(&self) -> Option<&HeaderValue> {
         self.basic.as_ref()
+    }
+
+    pub(super) const fn credentials(&self) -> &Credentials {
+        &self.credentials
     }
 
     pub(super) fn realm_hosts(&self) -> &[String] {
