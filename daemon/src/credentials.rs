@@ -78,8 +78,8 @@ impl Credentials {
 
     /// The credential for a repository (`library/alpine`) of a registry (`docker.io`, `registry.test:5000`); none: anonymous.
     ///
-    /// Those that [`open`] made know one upstream, by its name and by the host of its URL, and have nothing for any other
-    /// registry. May run a credential helper or plugin, which takes up to half a minute; what it says is kept for a while.
+    /// Those that [`open`] made belong to one upstream: `registry` is its name, or the `host[:port]` of one of its mirrors.
+    /// May run a credential helper or plugin, which takes up to half a minute; what it says is kept for a while.
     ///
     /// # Errors
     /// No source has a credential and at least one failed; see [`CredentialError`].
@@ -87,6 +87,13 @@ impl Credentials {
         match &self.lookup {
             None => Ok(self.fixed.clone()),
             Some(lookup) => lookup.find(registry, repository).await,
+        }
+    }
+
+    /// The registry refused what [`Credentials::find`] gave: the next call asks helpers and plugins anew.
+    pub fn forget(&self, registry: &str, repository: &str) {
+        if let Some(lookup) = &self.lookup {
+            lookup.forget(registry, repository);
         }
     }
 }

@@ -2,6 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+use tokio::time::Instant;
+
 use crate::credentials::{
     Credential, CredentialError,
     command::{Ran, Runner},
@@ -60,15 +62,19 @@ impl Helpers {
         helper: &HelperName,
         target: &Target,
     ) -> Result<Option<Credential>, CredentialError> {
-        if target.host != DOCKER_HUB {
-            return self.ask_server(helper, &target.host).await;
-        }
-        for server in DOCKER_HUB_SERVERS {
+        for server in servers(target) {
             if let Some(credential) = self.ask_server(helper, server).await? {
                 return Ok(Some(credential));
             }
         }
         Ok(None)
+    }
+
+    /// Drops what any helper said about the target's registry.
+    pub(super) fn forget(&self, target: &Target) {
+        for server in servers(target) {
+            self.answers.forget(|key| key.split_once(' ').is_some_and(|(_, kept)| kept == server));
+        }
     }
 
     async fn ask_server(&self, helper: &HelperName, server: &str) -> Result<Option<Credential>, CredentialError> {
@@ -83,8 +89,13 @@ impl Helpers {
             let ran = self.runner.run(command, server.as_bytes()).await.map_err(refused)?;
             Ok((understand(&ran).map_err(refused)?, LIFE))
         };
-        self.answers.get(&format!("{} {server}", helper.0), run).await
+        self.answers.get(&format!("{} {server}", helper.0), Instant::now(), run).await
     }
+}
+
+/// The names under which a helper may have the registry, best first.
+fn servers(target: &Target) -> Vec<&str> {
+    if target.host == DOCKER_HUB { DOCKER_HUB_SERVERS.to_vec() } else { vec![&target.host] }
 }
 
 fn understand(ran: &Ran) -> Result<Option<Credential>, String> {

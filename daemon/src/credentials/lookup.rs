@@ -10,6 +10,7 @@ use crate::{
         Credential, CredentialError,
         docker::{DockerConfig, Said},
         helper::Helpers,
+        pattern::split_port,
         provider::Plugins,
         scope::{Target, canonical_host},
         watched::Watched,
@@ -45,11 +46,10 @@ impl CredentialFile {
 /// Where a credential may come from.
 #[derive(Debug, Clone)]
 pub(super) enum Source {
-    /// The upstream's own account, whose password stands in a file.
-    Account {
-        username: String,
-        password: Arc<Watched<Password>>,
-    },
+    /// The upstream's own account: for itself, never for its mirrors.
+    Account(Credential),
+    /// The same, with the password in a file.
+    AccountFile { username: String, password: Arc<Watched<Password>> },
     /// A file that the upstream names itself.
     OwnFile(Arc<CredentialFile>),
     /// A file for all upstreams.
@@ -92,41 +92,56 @@ impl Lookup {
         let authority = url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
         let home = Name { host: canonical_host(&authority), prefix: prefix(url) };
         let registry = canonical_host(registry);
-        let called = Name { host: registry.strip_suffix(":443").unwrap_or(&registry).to_owned(), prefix: String::new() };
+        let called =
+            Name { host: registry.strip_suffix(":443").unwrap_or(&registry).to_owned(), prefix: String::new() };
         let bound = is_loopback(url) || without_port(&called.host) == without_port(&home.host);
         let called = Some(called).filter(|called| called.host != home.host);
         Self { registry, home, called, bound, sources }
     }
 
-    pub(super) async fn find(
-        &self,
-        registry: &str,
-        repository: &str,
-    ) -> Result<Option<Credential>, CredentialError> {
-        let registry = canonical_host(registry);
-        if registry != self.registry && registry != self.home.host {
-            return Ok(None);
-        }
+    /// The credential for a repository of the upstream, or of the mirror of it that is at `registry`.
+    pub(super) async fn find(&self, registry: &str, repository: &str) -> Result<Option<Credential>, CredentialError> {
         let mut failed = None;
-        for source in &self.sources {
-            for name in self.names(source) {
-                match source.find(&name.target(repository)).await {
-                    Ok(Some(credential)) => return Ok(Some(credential)),
-                    Ok(None) => {}
-                    Err(error) => failed = failed.or(Some(error)),
-                }
+        for (source, target) in self.targets(registry, repository) {
+            match source.find(&target).await {
+                Ok(Some(credential)) => return Ok(Some(credential)),
+                Ok(None) => {}
+                Err(error) => failed = failed.or(Some(error)),
             }
         }
         failed.map_or(Ok(None), Err)
     }
 
-    /// A mirror must not be shown what was meant for the registry that it mirrors, unless its own table says so.
+    /// Drops what helpers and plugins said.
+    pub(super) fn forget(&self, registry: &str, repository: &str) {
+        for (source, target) in self.targets(registry, repository) {
+            source.forget(&target);
+        }
+    }
+
+    /// Whom to ask, and under which name.
+    fn targets(&self, registry: &str, repository: &str) -> Vec<(&Source, Target)> {
+        let registry = canonical_host(registry);
+        let itself = registry == self.registry || registry == self.home.host;
+        let mirror = Name { host: registry, prefix: String::new() };
+        let mut targets = Vec::new();
+        for source in &self.sources {
+            let account = matches!(source, Source::Account(_) | Source::AccountFile { .. });
+            let names: Vec<&Name> = match (itself, account) {
+                (true, true) => vec![&self.home],
+                (true, false) => self.names(source).collect(),
+                (false, true) => Vec::new(),
+                (false, false) => vec![&mirror],
+            };
+            targets.extend(names.into_iter().map(|name| (source, name.target(repository))));
+        }
+        targets
+    }
+
+    /// Another host must not be shown what was meant for the registry in whose place it stands, unless the upstream's own
+    /// table says so.
     fn names(&self, source: &Source) -> impl Iterator<Item = &Name> {
-        let under_both = match source {
-            Source::Account { .. } => false,
-            Source::OwnFile(_) => true,
-            Source::File(_) | Source::Plugins(_) => self.bound,
-        };
+        let under_both = self.bound || matches!(source, Source::OwnFile(_));
         std::iter::once(&self.home).chain(self.called.iter().filter(move |_| under_both))
     }
 }
@@ -134,7 +149,8 @@ impl Lookup {
 impl Source {
     async fn find(&self, target: &Target) -> Result<Option<Credential>, CredentialError> {
         match self {
-            Self::Account { username, password } => {
+            Self::Account(credential) => Ok(Some(credential.clone())),
+            Self::AccountFile { username, password } => {
                 let word = password.current().await;
                 Ok(Some(Credential::Basic { username: username.clone(), password: word.expose().to_owned() }))
             }
@@ -142,6 +158,14 @@ impl Source {
             Self::Plugins(plugins) => plugins.find(target).await.map_err(|error| {
                 CredentialError::new(format!("{}, {}", plugins.path().display(), error.place), error.problem)
             }),
+        }
+    }
+
+    fn forget(&self, target: &Target) {
+        match self {
+            Self::Account(_) | Self::AccountFile { .. } => {}
+            Self::OwnFile(file) | Self::File(file) => file.helpers.forget(target),
+            Self::Plugins(plugins) => plugins.forget(target),
         }
     }
 }
@@ -156,7 +180,7 @@ fn prefix(url: &Url) -> String {
 }
 
 fn without_port(authority: &str) -> &str {
-    super::pattern::split_port(authority).0
+    split_port(authority).0
 }
 
 fn is_loopback(url: &Url) -> bool {

@@ -41,8 +41,7 @@ pub fn open(config: &Config) -> Result<OpenedCredentials, CredentialError> {
 
 pub(super) fn open_with(config: &Config, runner: Runner) -> Result<OpenedCredentials, CredentialError> {
     let runner = Arc::new(runner);
-    let mut opener =
-        Opener { helpers: Arc::new(Helpers::new(Arc::clone(&runner))), runner, warnings: Vec::new() };
+    let mut opener = Opener { helpers: Arc::new(Helpers::new(Arc::clone(&runner))), runner, warnings: Vec::new() };
     let mut common = Vec::new();
     for path in &config.credential_files {
         common.push(Source::File(opener.file(path).map_err(|error| named("credential_files", error))?));
@@ -93,26 +92,24 @@ impl Opener {
     fn upstream(&mut self, upstream: &UpstreamConfig, common: &[Source]) -> Result<Credentials, CredentialError> {
         let place = |key: &str| format!("{key} of upstream {}", upstream.name);
         let mut sources = Vec::new();
-        match (&upstream.username, &upstream.password, &upstream.password_file) {
-            (Some(username), Some(password), _) => {
-                let credential = Credential::basic(username, password.expose());
-                let credential = credential.map_err(|problem| CredentialError::new(place("username"), problem))?;
-                return Ok(Credentials::fixed(Some(credential)));
-            }
-            (Some(username), None, Some(file)) => {
-                Credential::basic(username, "").map_err(|problem| CredentialError::new(place("username"), problem))?;
-                let opened = Watched::open(file.clone(), |bytes| Password::parse(bytes).map_err(str::to_owned));
-                let password = self.kept(opened.map_err(|error| named(&place("password_file"), error))?);
-                sources.push(Source::Account { username: username.clone(), password });
-            }
-            _ => {
-                if let Some(path) = &upstream.credentials {
-                    let file = self.file(path).map_err(|error| named(&place("credentials"), error))?;
-                    sources.push(Source::OwnFile(file));
+        if let Some(username) = &upstream.username {
+            let password = upstream.password.as_ref().map_or("", Password::expose);
+            let credential = Credential::basic(username, password);
+            let credential = credential.map_err(|problem| CredentialError::new(place("username"), problem))?;
+            sources.push(match &upstream.password_file {
+                None => Source::Account(credential),
+                Some(file) => {
+                    let opened = Watched::open(file.clone(), |bytes| Password::parse(bytes).map_err(str::to_owned));
+                    let opened = opened.map_err(|error| named(&place("password_file"), error))?;
+                    Source::AccountFile { username: username.clone(), password: self.kept(opened) }
                 }
-                sources.extend_from_slice(common);
-            }
+            });
         }
+        if let Some(path) = &upstream.credentials {
+            let file = self.file(path).map_err(|error| named(&place("credentials"), error))?;
+            sources.push(Source::OwnFile(file));
+        }
+        sources.extend_from_slice(common);
         if sources.is_empty() {
             return Ok(Credentials::default());
         }

@@ -103,7 +103,13 @@ mod tests {
         for pattern in ["*.dkr.ecr.*.amazonaws.com", "1234.dkr.ecr.eu-*-1.amazonaws.com", "*.*.*.*.*.*"] {
             assert!(matches(pattern, image), "{pattern}");
         }
-        for pattern in ["*.amazonaws.com", "*", "*.dkr.ecr.*.amazonaws.com.cn", "dkr.ecr.*.amazonaws.com", "*.dkr.ecr.us-*.amazonaws.com"] {
+        for pattern in [
+            "*.amazonaws.com",
+            "*",
+            "*.dkr.ecr.*.amazonaws.com.cn",
+            "dkr.ecr.*.amazonaws.com",
+            "*.dkr.ecr.us-*.amazonaws.com",
+        ] {
             assert!(!matches(pattern, image), "{pattern}");
         }
         assert!(matches("*.azurecr.*", "team.azurecr.io/x") && matches("app*.k8s.io", "app.k8s.io/x"));
@@ -129,7 +135,19 @@ mod tests {
 
     #[test]
     fn patterns_of_another_form_are_refused() {
-        for text in ["", "/x", "https://a.test", "a b.test", "a.test\n", "a[0-9].test", "a.test/*", "a?.test", "u@a.test", "a.test:*", "a.test:"] {
+        for text in [
+            "",
+            "/x",
+            "https://a.test",
+            "a b.test",
+            "a.test\n",
+            "a[0-9].test",
+            "a.test/*",
+            "a?.test",
+            "u@a.test",
+            "a.test:*",
+            "a.test:",
+        ] {
             assert!(ImagePattern::parse(text).is_err(), "{text:?}");
         }
     }

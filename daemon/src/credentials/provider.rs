@@ -16,11 +16,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use crate::credentials::{
-    Credential, CredentialError,
-    command::Runner,
-    scope::Target,
-    shared::FAILURE_LIFE,
-    watched::Watched,
+    Credential, CredentialError, command::Runner, scope::Target, shared::FAILURE_LIFE, watched::Watched,
 };
 
 use answer::{Answer, CacheKeyType};
@@ -56,6 +52,17 @@ impl Plugins {
 
     pub(super) fn path(&self) -> &Path {
         self.config.path()
+    }
+
+    /// Drops what the plugins said about the target's image.
+    pub(super) fn forget(&self, target: &Target) {
+        let image = target.image();
+        for plugin in self.config.last().iter().filter(|plugin| plugin.serves(&image)) {
+            let mut cache = plugin.cache.lock().unwrap_or_else(PoisonError::into_inner);
+            for key_type in CacheKeyType::ALL {
+                cache.answers.remove(key_type.key(&image));
+            }
+        }
     }
 
     /// The credential of the first plugin that has one.
@@ -113,8 +120,12 @@ impl Plugin {
         Ok(Self { provider, program, cache: Mutex::default() })
     }
 
+    fn serves(&self, image: &str) -> bool {
+        self.provider.match_images.iter().any(|pattern| pattern.matches(image))
+    }
+
     async fn credential(&self, image: &str, runner: &Runner) -> Result<Option<Credential>, CredentialError> {
-        if !self.provider.match_images.iter().any(|pattern| pattern.matches(image)) {
+        if !self.serves(image) {
             return Ok(None);
         }
         let answer = match self.cached(image) {
@@ -172,7 +183,7 @@ impl Plugin {
     fn cached(&self, image: &str) -> Option<Arc<Answer>> {
         let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        [CacheKeyType::Image, CacheKeyType::Registry, CacheKeyType::Global].into_iter().find_map(|key_type| {
+        CacheKeyType::ALL.into_iter().find_map(|key_type| {
             let (answer, until) = cache.answers.get(key_type.key(image))?;
             (*until > now).then(|| Arc::clone(answer))
         })

@@ -106,7 +106,13 @@ mod tests {
 
     #[test]
     fn docker_hub_is_known_by_all_its_names() {
-        for key in ["https://index.docker.io/v1/", "index.docker.io", "docker.io", "https://registry-1.docker.io/v2/", "index.docker.io/v1/"] {
+        for key in [
+            "https://index.docker.io/v1/",
+            "index.docker.io",
+            "docker.io",
+            "https://registry-1.docker.io/v2/",
+            "index.docker.io/v1/",
+        ] {
             for host in ["docker.io", "registry-1.docker.io"] {
                 assert_eq!(best(&[key], host, "library/alpine"), Some(key), "{key} for {host}");
             }
@@ -116,7 +122,15 @@ mod tests {
 
     #[test]
     fn schemes_usual_ports_and_letter_case_make_no_difference() {
-        for key in ["a.test", "https://a.test", "http://a.test/", "A.Test/v2/", "a.test:443", "http://a.test:80", "https://a.test/v1/"] {
+        for key in [
+            "a.test",
+            "https://a.test",
+            "http://a.test/",
+            "A.Test/v2/",
+            "a.test:443",
+            "http://a.test:80",
+            "https://a.test/v1/",
+        ] {
             assert_eq!(best(&[key], "a.test", "x"), Some(key));
         }
         for key in ["a.test:5000", "https://a.test:5000/v1/"] {

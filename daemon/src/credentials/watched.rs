@@ -31,7 +31,7 @@ pub(super) struct Watched<T> {
     parse: Parse<T>,
     value: RwLock<Arc<T>>,
     /// Whoever holds this looks at the file; all others go on with the value.
-    last: Mutex<Last>,
+    looked: Mutex<Last>,
 }
 
 /// What the file was like when it was looked at last.
@@ -87,8 +87,8 @@ impl<T> Watched<T> {
         let value = parse(&reading.content).map_err(refused)?;
         let warning = reading.exposed.map(|mode| exposed(&path, mode));
         let last = Last { stamp: reading.stamp, content: reading.content, refused: None, trouble: None };
-        let (value, last) = (RwLock::new(Arc::new(value)), Mutex::new(last));
-        Ok((Self { path, parse: Box::new(parse), value, last }, warning))
+        let (value, looked) = (RwLock::new(Arc::new(value)), Mutex::new(last));
+        Ok((Self { path, parse: Box::new(parse), value, looked }, warning))
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -97,9 +97,14 @@ impl<T> Watched<T> {
 
     /// What the file says now, or said last.
     pub(super) async fn current(&self) -> Arc<T> {
-        if let Ok(mut last) = self.last.try_lock() {
+        if let Ok(mut last) = self.looked.try_lock() {
             self.look(&mut last).await;
         }
+        self.last()
+    }
+
+    /// What the file said when it was looked at last.
+    pub(super) fn last(&self) -> Arc<T> {
         Arc::clone(&self.value.read().unwrap_or_else(PoisonError::into_inner))
     }
 

@@ -10,12 +10,14 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use reqwest::{Certificate, Client, ClientBuilder, header::HeaderValue, redirect};
 use url::Url;
 
-use crate::credentials::Credentials;
-use crate::origin::{
-    Kind, OriginTimeouts,
-    auth::Challenge,
-    reach::{self, Guard, GuardedResolver, HomeResolver, Refused},
-    token::Tokens,
+use crate::{
+    credentials::Credentials,
+    origin::{
+        Kind, OriginTimeouts,
+        auth::Challenge,
+        reach::{self, Guard, GuardedResolver, HomeResolver, Refused},
+        token::Tokens,
+    },
 };
 
 /// How to reach one registry.
@@ -29,7 +31,7 @@ pub struct UpstreamSettings {
     pub username: Option<String>,
     /// Goes with the user name.
     pub password: Option<String>,
-    /// Where its credentials come from.
+    /// Where credentials are looked up, by `name`.
     pub credentials: Credentials,
     /// PEM file of certificate authorities to trust on top of the system's.
     pub ca_file: Option<PathBuf>,
@@ -83,7 +85,6 @@ pub struct Upstream {
     base: Url,
     host: String,
     basic: Option<HeaderValue>,
-    credentials: Credentials,
     realm_hosts: Vec<String>,
     guard: Arc<Guard>,
     /// For the registry itself.
@@ -135,7 +136,6 @@ impl Upstream {
             host: authority(&base),
             base,
             basic,
-            credentials: settings.credentials,
             realm_hosts: settings.realm_hosts,
             guard,
             home,
@@ -198,10 +198,6 @@ impl Upstream {
 
     pub(super) const fn basic(&self) -> Option<&HeaderValue> {
         self.basic.as_ref()
-    }
-
-    pub(super) const fn credentials(&self) -> &Credentials {
-        &self.credentials
     }
 
     pub(super) fn realm_hosts(&self) -> &[String] {

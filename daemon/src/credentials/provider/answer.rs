@@ -21,6 +21,9 @@ pub(super) enum CacheKeyType {
 }
 
 impl CacheKeyType {
+    /// In the order in which they are looked for.
+    pub(super) const ALL: [Self; 3] = [Self::Image, Self::Registry, Self::Global];
+
     /// Under which an answer for `image` is kept. An image's name has a slash, a registry's has none.
     pub(super) fn key(self, image: &str) -> &str {
         match self {

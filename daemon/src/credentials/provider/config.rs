@@ -112,7 +112,8 @@ fn provider(fields: &Map<String, Value>, place: &str) -> Result<Provider, String
         match_images: match_images.collect::<Result<_, _>>()?,
         default_cache_duration: duration(default)
             .map_err(|problem| format!("{} {problem}", at(place, "defaultCacheDuration")))?,
-        api_version: api_version.ok_or_else(|| format!("{place}.apiVersion is none of {}", EXEC_VERSIONS.join(", ")))?,
+        api_version: api_version
+            .ok_or_else(|| format!("{place}.apiVersion is none of {}", EXEC_VERSIONS.join(", ")))?,
         args: arguments(fields, place)?,
         env: environment(fields, place)?,
     })
@@ -227,7 +228,11 @@ providers:
             ("value: example_profile", "valve: hunter2", "providers[0].env[0].valve is unknown"),
             ("value: example_profile", "value: [hunter2]", "providers[0].env[0].value is a list"),
             ("- name: AWS_PROFILE", "- name: A=B", "providers[0].env[0] is not a variable"),
-            ("    args:", "    tokenAttributes: {cacheType: Token}\n    args:", "providers[0].tokenAttributes: plugins that need a pod's service account token"),
+            (
+                "    args:",
+                "    tokenAttributes: {cacheType: Token}\n    args:",
+                "providers[0].tokenAttributes: plugins that need a pod's service account token",
+            ),
         ];
         for (from, to, expected) in cases {
             assert!(GOOD.contains(from), "{from}");
@@ -235,7 +240,11 @@ providers:
             assert!(problem.starts_with(expected) && !problem.contains("hunter2"), "{problem}");
         }
         let twice = format!("{GOOD}{}", GOOD.split_once("providers:\n").unwrap().1);
-        assert!(parse(twice.as_bytes()).unwrap_err().contains("providers[1].name: \"ecr-credential-provider\" is there twice"));
+        assert!(
+            parse(twice.as_bytes())
+                .unwrap_err()
+                .contains("providers[1].name: \"ecr-credential-provider\" is there twice")
+        );
         let none = "apiVersion: kubelet.config.k8s.io/v1\nkind: CredentialProviderConfig\nproviders: []\n";
         assert_eq!(parse(none.as_bytes()).unwrap_err(), "providers is empty");
     }
@@ -282,7 +291,9 @@ providers:
         ] {
             assert_eq!(duration(text), Ok(Duration::from_millis(millis)), "{text}");
         }
-        for text in ["", "5", "h", "-1s", "1d", "1h-5m", "1..5s", "s5", "1e9h", "1 h", "+", "\u{663}s", &"9".repeat(400)] {
+        for text in
+            ["", "5", "h", "-1s", "1d", "1h-5m", "1..5s", "s5", "1e9h", "1 h", "+", "\u{663}s", &"9".repeat(400)]
+        {
             assert!(duration(text).is_err(), "{text}");
         }
         assert!(duration(&format!("{}h", "9".repeat(400))).is_err(), "endless");
