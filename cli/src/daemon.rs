@@ -218,7 +218,7 @@ fn checked_text(checked: &Checked<'_>) -> String {
         ("bootstrap", list(&config.bootstrap)),
         ("default_upstream", or_none(config.default_upstream.clone())),
         ("credential_files", list(&files(&config.credential_files))),
-        ("plugins", or_none(config.credential_provider_config.as_ref().map(|file| file.display().to_string()))),
+        ("plugins of", or_none(config.credential_provider_config.as_ref().map(|file| file.display().to_string()))),
         ("zone, rack", format!("{}, {}", or_none(config.zone.clone()), or_none(config.rack.clone()))),
         ("log", format!("{:?}, {}", config.log, config.log_filter).to_lowercase()),
         ("stream", format!("{:?}", config.stream).to_lowercase()),
@@ -236,7 +236,9 @@ fn checked_text(checked: &Checked<'_>) -> String {
     }
     for upstream in &config.upstreams {
         let account = upstream.username.as_ref().map_or(String::new(), |user| format!(" as {user}"));
-        writeln!(text, "  {:<17} {} at {}{account}", "upstream", upstream.name, upstream.url).ok();
+        let file = upstream.credentials.as_ref();
+        let file = file.map_or(String::new(), |file| format!(" with credentials from {}", file.display()));
+        writeln!(text, "  {:<17} {} at {}{account}{file}", "upstream", upstream.name, upstream.url).ok();
     }
     for warning in checked.warnings {
         writeln!(text, "warning: {warning}").ok();

@@ -107,7 +107,7 @@ pub const KEYS: &[Key] = &[
     ),
     many(
         "credential_files",
-        "credential-file",
+        "credential-files",
         "FILE",
         "none",
         "Credentials for upstreams: docker's config.json, podman's auth.json, a mounted pull secret; asked in this order",

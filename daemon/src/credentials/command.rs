@@ -48,8 +48,8 @@ impl Runner {
     }
 
     #[cfg(test)]
-    pub(super) fn within(deadline: Duration, path: Option<OsString>) -> Self {
-        Self { deadline, path, ..Self::new(vec!["HIDDEN_PASSWORD".to_owned()]) }
+    pub(super) fn within(deadline: Duration, path: OsString, hidden: Vec<String>) -> Self {
+        Self { deadline, path: Some(path), ..Self::new(hidden) }
     }
 
     /// A command to be run by [`Runner::run`], with this process's environment.

@@ -7,6 +7,7 @@ mod config;
 
 use std::{
     collections::HashMap,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -114,7 +115,8 @@ struct LastRun {
 impl Plugin {
     fn find(provider: Provider, bin_dir: &Path) -> Result<Self, String> {
         let program = bin_dir.join(&provider.name);
-        if !program.is_file() {
+        let executable = program.metadata().is_ok_and(|found| found.is_file() && found.mode() & 0o111 != 0);
+        if !executable {
             return Err(format!("provider {}: there is no program {}", provider.name, program.display()));
         }
         Ok(Self { provider, program, cache: Mutex::default() })
@@ -139,8 +141,12 @@ impl Plugin {
     /// also those that ask at the same instant.
     async fn fly(&self, image: &str, runner: &Runner) -> Result<Arc<Answer>, CredentialError> {
         let asked = Instant::now();
-        let flight = self.flight(image);
-        let mut flight = flight.lock().await;
+        let untried = self.key_type().is_none();
+        let mut flight = self.flight(image).lock_owned().await;
+        // The first answer may have shown that images need not wait for one another.
+        if untried && self.key_type() == Some(CacheKeyType::Image) {
+            flight = self.flight(image).lock_owned().await;
+        }
         if let Some(answer) = self.cached(image) {
             return Ok(answer);
         }
@@ -205,6 +211,10 @@ impl Plugin {
             first.and_then(|key| cache.answers.remove(&key));
         }
         cache.answers.insert(answer.key_type.key(image).to_owned(), (Arc::clone(answer), now + life));
+    }
+
+    fn key_type(&self) -> Option<CacheKeyType> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner).key_type
     }
 
     fn flight(&self, image: &str) -> Arc<tokio::sync::Mutex<Flight>> {

@@ -20,6 +20,9 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use super::{Credential, CredentialError, OpenedCredentials, command::Runner, open::open_with};
 use crate::config::{Config, ConfigSources};
 
+/// A variable of every test's environment that the programs run here are not to see.
+const HIDDEN: &str = "CARGO_MANIFEST_DIR";
+
 /// A directory for files and programs.
 struct Bench {
     directory: tempfile::TempDir,
@@ -68,7 +71,7 @@ impl Bench {
 
     fn runner(&self, deadline: Duration) -> Runner {
         let path = format!("{}:{}", self.directory.path().display(), std::env::var("PATH").unwrap());
-        Runner::within(deadline, Some(path.into()))
+        Runner::within(deadline, path.into(), vec![HIDDEN.to_owned()])
     }
 
     /// Opens the credentials of a configuration; programs are found in this directory.

@@ -10,7 +10,11 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use tokio::{sync::Mutex, task::spawn_blocking, time::timeout};
+use tokio::{
+    sync::Mutex,
+    task::{JoinHandle, spawn_blocking},
+    time::timeout,
+};
 
 use crate::credentials::CredentialError;
 
@@ -42,6 +46,8 @@ struct Last {
     refused: Option<String>,
     /// What was warned of.
     trouble: Option<String>,
+    /// A reading that has not come back: a file system that hangs must not be given one thread after the other.
+    pending: Option<JoinHandle<Result<Option<Reading>, String>>>,
 }
 
 /// What changes when a file does.
@@ -86,7 +92,7 @@ impl<T> Watched<T> {
         let reading = read(&path).map_err(refused)?;
         let value = parse(&reading.content).map_err(refused)?;
         let warning = reading.exposed.map(|mode| exposed(&path, mode));
-        let last = Last { stamp: reading.stamp, content: reading.content, refused: None, trouble: None };
+        let last = Last { stamp: reading.stamp, content: reading.content, refused: None, trouble: None, pending: None };
         let (value, looked) = (RwLock::new(Arc::new(value)), Mutex::new(last));
         Ok((Self { path, parse: Box::new(parse), value, looked }, warning))
     }
@@ -109,8 +115,13 @@ impl<T> Watched<T> {
     }
 
     async fn look(&self, last: &mut Last) {
+        let patience = if last.pending.is_none() { READ_DEADLINE } else { Duration::ZERO };
         let (path, stamp) = (self.path.clone(), last.stamp);
-        let reading = timeout(READ_DEADLINE, spawn_blocking(move || read_changed(&path, stamp))).await;
+        let pending = last.pending.get_or_insert_with(|| spawn_blocking(move || read_changed(&path, stamp)));
+        let reading = timeout(patience, pending).await;
+        if reading.is_ok() {
+            last.pending = None;
+        }
         let outcome = match reading {
             Ok(Ok(Ok(None))) => last.refused.clone().map_or(Ok(()), Err),
             Ok(Ok(Ok(Some(reading)))) => self.take(reading, last),

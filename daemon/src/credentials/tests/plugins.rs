@@ -106,6 +106,24 @@ async fn a_rollout_runs_a_plugin_once_for_a_registry() {
 }
 
 #[tokio::test]
+async fn images_that_ask_at_once_get_each_their_own_answer() {
+    let bench = Bench::new();
+    let script = r#"image=$(sed 's/.*"image":"\([^"]*\)".*/\1/'); printf '%s' '{"kind":"CredentialProviderResponse",
+        "apiVersion":"credentialprovider.kubelet.k8s.io/v1","cacheKeyType":"Image","cacheDuration":"1h",
+        "auth":{"'"$image"'":{"username":"'"$image"'","password":"p"}}}'"#;
+    let opened = open_plugin(&bench, script, "0s");
+    let asked = Asked(&opened, "a.test");
+    let all = (0..20).map(|number| {
+        let asked = &asked;
+        async move { asked.find(&format!("x{number}")).await }
+    });
+    let found = futures_util::future::join_all(all).await;
+    for (number, found) in found.into_iter().enumerate() {
+        assert_eq!(found, Ok(basic(&format!("a.test/x{number}"), "p")));
+    }
+}
+
+#[tokio::test]
 async fn only_images_that_match_are_shown_to_a_plugin() {
     let bench = Bench::new();
     bench.program("plug", &plugin(&format!(r#""cacheKeyType":"Image",{AUTH}"#)));
