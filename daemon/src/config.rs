@@ -114,6 +114,16 @@ pub struct UpstreamConfig {
 }
 
 impl UpstreamConfig {
+    /// Whether its URL leads to a loopback address.
+    pub(crate) fn is_on_this_machine(&self) -> bool {
+        match self.url.host() {
+            Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
+            Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
+            Some(url::Host::Domain(name)) => name == "localhost",
+            None => false,
+        }
+    }
+
     /// The password, from the configuration or from its file, without the line end. None: anonymous.
     ///
     /// # Errors

@@ -78,7 +78,7 @@ impl Credentials {
 
     /// The credential for a repository (`library/alpine`) of a registry (`docker.io`, `registry.test:5000`); none: anonymous.
     ///
-    /// Those that [`open`] made belong to one upstream: `registry` is its name, or the `host[:port]` of one of its mirrors.
+    /// Those that [`open()`] made belong to one upstream: `registry` is its name, or the `host[:port]` of one of its mirrors.
     /// May run a credential helper or plugin, which takes up to half a minute; what it says is kept for a while.
     ///
     /// # Errors

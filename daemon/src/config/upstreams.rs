@@ -76,13 +76,9 @@ pub(super) fn default(layers: &Layers, upstreams: &[UpstreamConfig]) -> Result<O
 /// Passwords in the clear deserve a word.
 pub(super) fn warnings(upstreams: &[UpstreamConfig]) -> Vec<String> {
     let in_the_clear = |upstream: &&UpstreamConfig| {
-        let loopback = match upstream.url.host() {
-            Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
-            Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
-            Some(url::Host::Domain(name)) => name == "localhost",
-            None => false,
-        };
-        (upstream.username.is_some() || upstream.credentials.is_some()) && upstream.url.scheme() == "http" && !loopback
+        (upstream.username.is_some() || upstream.credentials.is_some())
+            && upstream.url.scheme() == "http"
+            && !upstream.is_on_this_machine()
     };
     (upstreams.iter().filter(in_the_clear))
         .map(|upstream| {

@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc};
 use url::Url;
 
 use crate::{
-    config::Password,
+    config::{Password, UpstreamConfig},
     credentials::{
         Credential, CredentialError,
         docker::{DockerConfig, Said},
@@ -87,14 +87,15 @@ pub(super) struct Lookup {
 }
 
 impl Lookup {
-    pub(super) fn new(registry: &str, url: &Url, sources: Vec<Source>) -> Self {
+    pub(super) fn new(upstream: &UpstreamConfig, sources: Vec<Source>) -> Self {
+        let url = &upstream.url;
         let host = url.host_str().unwrap_or_default();
         let authority = url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
         let home = Name { host: canonical_host(&authority), prefix: prefix(url) };
-        let registry = canonical_host(registry);
+        let registry = canonical_host(&upstream.name);
         let called =
             Name { host: registry.strip_suffix(":443").unwrap_or(&registry).to_owned(), prefix: String::new() };
-        let bound = is_loopback(url) || without_port(&called.host) == without_port(&home.host);
+        let bound = upstream.is_on_this_machine() || without_port(&called.host) == without_port(&home.host);
         let called = Some(called).filter(|called| called.host != home.host);
         Self { registry, home, called, bound, sources }
     }
@@ -181,13 +182,4 @@ fn prefix(url: &Url) -> String {
 
 fn without_port(authority: &str) -> &str {
     split_port(authority).0
-}
-
-fn is_loopback(url: &Url) -> bool {
-    match url.host() {
-        Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
-        Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
-        Some(url::Host::Domain(name)) => name == "localhost",
-        None => false,
-    }
 }

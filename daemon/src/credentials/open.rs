@@ -21,7 +21,7 @@ use crate::{
 /// Where a directory is given, which file of it is meant: those of mounted pull secrets, of docker, of podman.
 const NAMES_IN_DIRECTORY: [&str; 4] = [".dockerconfigjson", ".dockercfg", "config.json", "auth.json"];
 
-/// What [`open`] found.
+/// What [`open()`] found.
 #[derive(Debug)]
 pub struct OpenedCredentials {
     /// Each upstream's, by its name.
@@ -113,7 +113,7 @@ impl Opener {
         if sources.is_empty() {
             return Ok(Credentials::default());
         }
-        Ok(Lookup::new(&upstream.name, &upstream.url, sources).into())
+        Ok(Lookup::new(upstream, sources).into())
     }
 }
 

@@ -166,6 +166,33 @@ async fn a_rotated_secret_is_seen_at_once_and_a_broken_file_keeps_the_last_good_
 }
 
 #[tokio::test]
+async fn a_file_that_was_quiet_for_long_is_not_read_again_until_it_changes() {
+    let bench = Bench::new();
+    let text = |user: &str| format!(r#"{{"auths":{{"a.test":{{"auth":"{}"}}}}}}"#, auth(&format!("{user}:p")));
+    let file = bench.file("config.json", text("old"));
+    let settle = || {
+        let hour_ago = std::time::SystemTime::now() - Duration::from_secs(3600);
+        fs::File::options().write(true).open(&file).unwrap().set_modified(hour_ago).unwrap();
+    };
+    settle();
+    let opened = bench.open(&format!("{}{}", files(&[&file]), upstream("a.test", ""))).unwrap();
+    let asked = Asked(&opened, "a.test");
+    for user in ["old", "new", "two"] {
+        bench.file("config.json", text(user));
+        settle();
+        // The second look finds the file as the first left it.
+        for _ in 0..2 {
+            assert_eq!(asked.find("x").await, Ok(basic(user, "p")));
+        }
+    }
+    fs::write(&file, "broken").unwrap();
+    settle();
+    for _ in 0..2 {
+        assert_eq!(asked.find("x").await, Ok(basic("two", "p")));
+    }
+}
+
+#[tokio::test]
 async fn an_accounts_password_file_is_read_anew_too() {
     let bench = Bench::new();
     let file = bench.file("token", "one\n");
