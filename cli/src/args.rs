@@ -66,7 +66,6 @@ impl ConfigArgs {
     pub(crate) fn sources(&self) -> ConfigSources {
         let env: BTreeMap<String, String> = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.to_string_lossy().into_owned())))
-            .filter(|(name, _)| name.starts_with("SHOAL_") || name == "HOME" || name == "XDG_DATA_HOME")
             .collect();
         let from_env = || env.get("SHOAL_CONFIG").filter(|file| !file.is_empty()).map(PathBuf::from);
         ConfigSources {

@@ -15,6 +15,7 @@ use serde::Serialize;
 use shoal_daemon::{
     BuildError, Daemon,
     config::{Config, LogFormat},
+    credentials,
     registry::RegistryTls,
     secret::Secret,
 };
@@ -69,7 +70,7 @@ pub(crate) fn run(args: &DaemonArgs, output: Output) -> Result<ExitCode, Failure
     if output.is_json() {
         config.log = LogFormat::Json;
     }
-    check_files(&config)?;
+    check_files(&mut config)?;
     if args.check {
         output.report(&Checked { configuration: &config, warnings: &config.warnings }, checked_text)?;
         return Ok(ExitCode::SUCCESS);
@@ -116,7 +117,11 @@ async fn serve(config: Config) -> Result<(), Failure> {
 fn cannot_start(error: &BuildError) -> Failure {
     let configured = matches!(
         error,
-        BuildError::Config(_) | BuildError::Secret(_) | BuildError::Upstream(_) | BuildError::NeedsSecret(_)
+        BuildError::Config(_)
+            | BuildError::Secret(_)
+            | BuildError::Credentials(_)
+            | BuildError::Upstream(_)
+            | BuildError::NeedsSecret(_)
     ) || matches!(error, BuildError::Certificate(error) if error.is_configured());
     Failure::new(if configured { USAGE } else { GENERAL }, format!("cannot start: {error}"))
 }
@@ -149,13 +154,12 @@ async fn either(terminate: &mut Signal, interrupt: &mut Signal) -> (&'static str
 }
 
 /// Finds out now, and as a mistake in the configuration, what would else fail in the middle of the start.
-fn check_files(config: &Config) -> Result<(), Failure> {
+fn check_files(config: &mut Config) -> Result<(), Failure> {
     if let Some(file) = &config.secret_file {
         Secret::load(file).map_err(|error| Failure::new(USAGE, format!("secret_file: {error}")))?;
     }
     RegistryTls::check(config).map_err(|error| Failure::new(USAGE, error.to_string()))?;
     for upstream in &config.upstreams {
-        upstream.read_password().map_err(|error| Failure::new(USAGE, error.to_string()))?;
         if let Some(file) = &upstream.ca_file {
             readable(file).map_err(|error| {
                 let place = format!("ca_file of upstream {}", upstream.name);
@@ -163,6 +167,8 @@ fn check_files(config: &Config) -> Result<(), Failure> {
             })?;
         }
     }
+    let opened = credentials::open(config).map_err(|error| Failure::new(USAGE, error.to_string()))?;
+    config.warnings.extend(opened.warnings);
     Ok(())
 }
 
@@ -205,6 +211,7 @@ fn checked_text(checked: &Checked<'_>) -> String {
     let or_none = |text: Option<String>| text.unwrap_or_else(|| "none".to_owned());
     let addresses = |of: &[SocketAddr]| list(&of.iter().map(ToString::to_string).collect::<Vec<_>>());
     let file = |file: &Option<PathBuf>| or_none(file.as_ref().map(|file| file.display().to_string()));
+    let files = |files: &[PathBuf]| files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>();
     let rate = |rate: &Option<shoal_proto::units::Rate>| or_none(rate.as_ref().map(ToString::to_string));
     let lines = [
         ("data_dir", config.data_dir.display().to_string()),
@@ -217,6 +224,8 @@ fn checked_text(checked: &Checked<'_>) -> String {
         ("secret_file", file(&config.secret_file)),
         ("bootstrap", list(&config.bootstrap)),
         ("default_upstream", or_none(config.default_upstream.clone())),
+        ("credential_files", list(&files(&config.credential_files))),
+        ("plugins of", or_none(config.credential_provider_config.as_ref().map(|file| file.display().to_string()))),
         ("zone, rack", format!("{}, {}", or_none(config.zone.clone()), or_none(config.rack.clone()))),
         ("log", format!("{:?}, {}", config.log, config.log_filter).to_lowercase()),
         ("stream", format!("{:?}", config.stream).to_lowercase()),
@@ -234,7 +243,9 @@ fn checked_text(checked: &Checked<'_>) -> String {
     }
     for upstream in &config.upstreams {
         let account = upstream.username.as_ref().map_or(String::new(), |user| format!(" as {user}"));
-        writeln!(text, "  {:<19} {} at {}{account}", "upstream", upstream.name, upstream.url).ok();
+        let file = upstream.credentials.as_ref();
+        let file = file.map_or(String::new(), |file| format!(" with credentials from {}", file.display()));
+        writeln!(text, "  {:<19} {} at {}{account}{file}", "upstream", upstream.name, upstream.url).ok();
     }
     for warning in checked.warnings {
         writeln!(text, "warning: {warning}").ok();

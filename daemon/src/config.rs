@@ -17,6 +17,7 @@ use shoal_proto::units::Rate;
 use url::Url;
 
 pub use keys::{KEYS, Key};
+pub(crate) use values::quoted;
 
 use gather::Layers;
 
@@ -48,6 +49,12 @@ pub struct Config {
     pub upstreams: Vec<UpstreamConfig>,
     /// The upstream of a name that names none: always one of `upstreams`.
     pub default_upstream: Option<String>,
+    /// Files with credentials for upstreams, asked in this order. See [`crate::credentials`].
+    pub credential_files: Vec<PathBuf>,
+    /// The kubelet's `CredentialProviderConfig`. Comes with `credential_provider_bin_dir`.
+    pub credential_provider_config: Option<PathBuf>,
+    /// Where the plugins lie that it names.
+    pub credential_provider_bin_dir: Option<PathBuf>,
     /// The failure or network zone of this node.
     pub zone: Option<String>,
     /// The rack (or host group) inside the zone.
@@ -99,6 +106,10 @@ pub struct UpstreamConfig {
     pub password: Option<Password>,
     /// The file that holds it. See [`UpstreamConfig::read_password`].
     pub password_file: Option<PathBuf>,
+    /// The environment variable that `password` came from: no program that we start gets to see it.
+    pub password_env: Option<String>,
+    /// A file with credentials for this upstream alone, asked before `credential_files`.
+    pub credentials: Option<PathBuf>,
     /// PEM certificates to trust beside the system's.
     pub ca_file: Option<PathBuf>,
     /// Whether redirects and token realms of a public registry may lead to private addresses (never to loopback or
@@ -109,6 +120,16 @@ pub struct UpstreamConfig {
 }
 
 impl UpstreamConfig {
+    /// Whether its URL leads to a loopback address.
+    pub(crate) fn is_on_this_machine(&self) -> bool {
+        match self.url.host() {
+            Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
+            Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
+            Some(url::Host::Domain(name)) => name == "localhost",
+            None => false,
+        }
+    }
+
     /// The password, from the configuration or from its file, without the line end. None: anonymous.
     ///
     /// # Errors
@@ -120,13 +141,13 @@ impl UpstreamConfig {
             problem,
             hint: hint.to_owned(),
         };
-        let text = std::fs::read_to_string(file).map_err(|error| {
+        let bytes = std::fs::read(file).map_err(|error| {
             refused(format!("cannot read {}: {error}", file.display()), "name a file that the daemon's user may read")
         })?;
-        match text.trim_end_matches(['\r', '\n']) {
-            "" => Err(refused(format!("{} is empty", file.display()), "put the password or token on its first line")),
-            password => Ok(Some(Password(password.to_owned()))),
-        }
+        let password = Password::parse(&bytes).map_err(|problem| {
+            refused(format!("{} {problem}", file.display()), "put the password or token on its first line")
+        })?;
+        Ok(Some(password))
     }
 }
 
@@ -135,6 +156,15 @@ impl UpstreamConfig {
 pub struct Password(String);
 
 impl Password {
+    /// From a file's bytes, without the line end.
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, &'static str> {
+        let text = std::str::from_utf8(bytes).map_err(|_| "is not UTF-8")?;
+        match text.trim_end_matches(['\r', '\n']) {
+            "" => Err("is empty"),
+            password => Ok(Self(password.to_owned())),
+        }
+    }
+
     /// The text, to be sent to its registry and nowhere else.
     #[must_use]
     pub fn expose(&self) -> &str {
@@ -175,7 +205,8 @@ pub enum StreamMode {
 pub struct ConfigSources {
     /// The TOML file, if one was named.
     pub file: Option<PathBuf>,
-    /// The environment: the `SHOAL_*` variables, and `HOME` and `XDG_DATA_HOME` for the default data directory.
+    /// The environment: the `SHOAL_*` variables, `HOME` and `XDG_DATA_HOME` for the default data directory, and those that
+    /// `username_env` and `password_env` of upstreams name.
     pub env: BTreeMap<String, String>,
     /// The flags that were given, by [`Key::flag`].
     pub flags: BTreeMap<String, Vec<String>>,
@@ -235,7 +266,7 @@ impl Config {
     /// See [`ConfigError`]: the first problem found.
     pub fn load(sources: ConfigSources) -> Result<Self, ConfigError> {
         let layers = Layers::gather(&sources)?;
-        let upstreams = upstreams::load(&layers)?;
+        let upstreams = upstreams::load(&layers, &sources.env)?;
         let default_upstream = upstreams::default(&layers, &upstreams)?;
         let secret_file = layers.one("secret_file", values::path)?;
         let p2p_listen = layers.one("p2p_listen", values::address)?.unwrap_or_else(|| {
@@ -260,6 +291,9 @@ impl Config {
             warnings: [layers.warnings.clone(), upstreams::warnings(&upstreams)].concat(),
             upstreams,
             default_upstream,
+            credential_files: layers.list("credential_files", values::path)?.unwrap_or_default(),
+            credential_provider_config: layers.one("credential_provider_config", values::path)?,
+            credential_provider_bin_dir: layers.one("credential_provider_bin_dir", values::path)?,
             zone: layers.one("zone", values::label)?,
             rack: layers.one("rack", values::label)?,
             log,

@@ -1,6 +1,29 @@
-//! Who this node logs in as at upstream registries.
+//! Who this node logs in as at upstream registries, and where it knows that from.
+//!
+//! An upstream's own `username` and password win over everything. Else its own `credentials` file is asked, then the
+//! configured `credential_files` in their order (docker's `config.json`, podman's `auth.json`, pull secrets, with the
+//! credential helpers that they name), then the kubelet's credential provider plugins. Files are read anew when they
+//! change; see `CREDENTIALS.md` beside this crate's manifest for the operator's side.
 
-use std::fmt;
+mod command;
+mod docker;
+mod fields;
+mod helper;
+mod lookup;
+mod open;
+mod pattern;
+mod provider;
+mod scope;
+mod shared;
+#[cfg(test)]
+mod tests;
+mod watched;
+
+use std::{fmt, sync::Arc};
+
+use lookup::Lookup;
+
+pub use open::{OpenedCredentials, open};
 
 /// What a registry or its token server is shown. Its parts are never printed.
 #[derive(Clone, PartialEq, Eq)]
@@ -19,6 +42,16 @@ pub enum Credential {
     Bearer(String),
 }
 
+impl Credential {
+    /// A user and a password, if Basic can carry them.
+    fn basic(username: &str, password: &str) -> Result<Self, &'static str> {
+        if username.contains(':') {
+            return Err("the user name holds a colon, which Basic cannot carry");
+        }
+        Ok(Self::Basic { username: username.to_owned(), password: password.to_owned() })
+    }
+}
+
 impl fmt::Debug for Credential {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -29,26 +62,45 @@ impl fmt::Debug for Credential {
     }
 }
 
-/// Where this node's credentials come from.
+/// Where this node's credentials for one upstream come from. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Credentials {
     fixed: Option<Credential>,
+    lookup: Option<Arc<Lookup>>,
 }
 
 impl Credentials {
     /// One for everything, or none.
     #[must_use]
     pub const fn fixed(credential: Option<Credential>) -> Self {
-        Self { fixed: credential }
+        Self { fixed: credential, lookup: None }
     }
 
     /// The credential for a repository (`library/alpine`) of a registry (`docker.io`, `registry.test:5000`); none: anonymous.
     ///
+    /// Those that [`open()`] made belong to one upstream: `registry` is its name, or the `host[:port]` of one of its mirrors.
+    /// May run a credential helper or plugin, which takes up to half a minute; what it says is kept for a while.
+    ///
     /// # Errors
-    /// See [`CredentialError`].
-    #[allow(clippy::unused_async, reason = "helpers and files are asked here")]
-    pub async fn find(&self, _registry: &str, _repository: &str) -> Result<Option<Credential>, CredentialError> {
-        Ok(self.fixed.clone())
+    /// No source has a credential and at least one failed; see [`CredentialError`].
+    pub async fn find(&self, registry: &str, repository: &str) -> Result<Option<Credential>, CredentialError> {
+        match &self.lookup {
+            None => Ok(self.fixed.clone()),
+            Some(lookup) => lookup.find(registry, repository).await,
+        }
+    }
+
+    /// The registry refused what [`Credentials::find`] gave: the next call asks helpers and plugins anew.
+    pub fn forget(&self, registry: &str, repository: &str) {
+        if let Some(lookup) = &self.lookup {
+            lookup.forget(registry, repository);
+        }
+    }
+}
+
+impl From<Lookup> for Credentials {
+    fn from(lookup: Lookup) -> Self {
+        Self { fixed: None, lookup: Some(Arc::new(lookup)) }
     }
 }
 
@@ -60,4 +112,10 @@ pub struct CredentialError {
     pub place: String,
     /// What failed, and what to do; never the secret.
     pub problem: String,
+}
+
+impl CredentialError {
+    fn new(place: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self { place: place.into(), problem: problem.into() }
+    }
 }

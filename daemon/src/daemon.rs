@@ -20,6 +20,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     admin::{Admin, AdminConfig, AdminError, AdminSources, CONTROL_SOCKET},
     config::{Config, ConfigError, StreamMode},
+    credentials::{self, CredentialError},
     dht::{Dht, DhtConfig, DhtError},
     identity::{Identity, IdentityError},
     metrics::Metrics,
@@ -81,6 +82,9 @@ pub enum BuildError {
     /// The cluster secret.
     #[error(transparent)]
     Secret(#[from] SecretError),
+    /// A file or a plugin with credentials.
+    #[error(transparent)]
+    Credentials(#[from] CredentialError),
     /// An upstream.
     #[error(transparent)]
     Upstream(#[from] UpstreamError),
@@ -353,11 +357,13 @@ async fn bind_registry(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, Bui
 }
 
 fn upstreams(config: &Config) -> Result<BTreeMap<String, Arc<Upstream>>, BuildError> {
+    let mut credentials = credentials::open(config)?.upstreams;
     let mut upstreams = BTreeMap::new();
     for upstream in &config.upstreams {
         let settings = UpstreamSettings {
             username: upstream.username.clone(),
             password: upstream.read_password()?.map(|password| password.expose().to_owned()),
+            credentials: credentials.remove(&upstream.name).unwrap_or_default(),
             realm_hosts: upstream.realm_hosts.clone(),
             ca_file: upstream.ca_file.clone(),
             allow_private: upstream.allow_private,

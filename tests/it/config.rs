@@ -129,3 +129,29 @@ async fn flags_overrule_the_environment_which_overrules_the_file() {
     assert_eq!((&checked["zone"], &checked["rack"]), (&"flag".into(), &"env".into()), "{checked}");
     assert_eq!(checked["tag_ttl"].as_str().map(|ttl| ttl.starts_with('7')), Some(true), "{checked}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_credential_file_or_plugin_is_told_by_its_name_and_without_its_secret() {
+    let directory = tempfile::tempdir().unwrap();
+    let broken = file(directory.path(), "config.json", "{\"auths\":{\"a.test\":{\"auth\":\"hunter2!\"}}}", 0o600);
+    let providers = file(directory.path(), "providers.yaml", "kind: CredentialProviderConfig\n", 0o600);
+    let data = directory.path().join("data").display().to_string();
+    for (more, words) in [
+        (&["--credential-files", "/nowhere/auth.json"][..], &["credential_files", "/nowhere/auth.json"][..]),
+        (&["--credential-files", &broken], &["config.json", "auths.\"a.test\".auth is not base64"]),
+        (&["--credential-provider-config", &providers], &["credential_provider_bin_dir"]),
+        (
+            &["--credential-provider-config", &providers, "--credential-provider-bin-dir", "/nowhere"],
+            &["providers.yaml", "apiVersion"],
+        ),
+    ] {
+        let flags = [&["--data-dir", data.as_str()][..], more].concat();
+        must_refuse(&flags, &[], words).await;
+        let message = daemon(&flags, &[]).await.stderr;
+        assert!(!String::from_utf8_lossy(&message).contains("hunter2"));
+    }
+    let exposed = file(directory.path(), "auth.json", "{}", 0o644);
+    let output = daemon(&["--data-dir", &data, "--credential-files", &exposed], &[]).await;
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("warning: ") && text.contains("is open to others"), "{text}");
+}

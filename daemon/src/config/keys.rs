@@ -120,6 +120,27 @@ pub const KEYS: &[Key] = &[
         "docker.io, if it is an upstream",
         "The upstream of requests that name no registry",
     ),
+    many(
+        "credential_files",
+        "credential-files",
+        "FILE",
+        "none",
+        "Credentials for upstreams: docker's config.json, podman's auth.json, a mounted pull secret; asked in this order",
+    ),
+    one(
+        "credential_provider_config",
+        "credential-provider-config",
+        "FILE",
+        "none",
+        "The kubelet's CredentialProviderConfig: its plugins are asked after the files",
+    ),
+    one(
+        "credential_provider_bin_dir",
+        "credential-provider-bin-dir",
+        "DIR",
+        "none",
+        "Where the plugins of credential_provider_config lie",
+    ),
     one(
         "zone",
         "zone",

@@ -59,6 +59,9 @@ const SAMPLES: &[(&str, &str, &str, &str)] = &[
     ("secret_file", "\"/s\"", "/s", r#""/s""#),
     ("bootstrap", "[\"a.test:5\", \"b.test\"]", "a.test:5,b.test", r#"["a.test:5","b.test:5051"]"#),
     ("default_upstream", "\"ghcr.io\"", "ghcr.io", r#""ghcr.io""#),
+    ("credential_files", "[\"/a\", \"/b\"]", "/a,/b", r#"["/a","/b"]"#),
+    ("credential_provider_config", "\"/c\"", "/c", r#""/c""#),
+    ("credential_provider_bin_dir", "\"/d\"", "/d", r#""/d""#),
     ("zone", "\"z1\"", "z1", r#""z1""#),
     ("rack", "\"r1\"", "r1", r#""r1""#),
     ("log", "\"json\"", "json", r#""json""#),
@@ -318,6 +321,46 @@ fn incomplete_credentials_are_refused() {
         let message = setup().file(&format!("[upstreams.\"a.test\"]\n{fields}\n")).refused();
         assert!(message.starts_with(place) && message.contains(hint), "{message}");
     }
+}
+
+#[test]
+fn an_account_may_come_from_environment_variables() {
+    let file = "[upstreams.\"a.test\"]\nusername_env = \"HUB_USER\"\npassword_env = \"HUB_PASSWORD\"\n";
+    let set = || setup().env("HUB_USER", "u").env("HUB_PASSWORD", "hunter2");
+    let config = set().file(file).load().unwrap();
+    let upstream = &config.upstreams[0];
+    assert_eq!(upstream.username.as_deref(), Some("u"));
+    assert_eq!(upstream.password.as_ref().unwrap().expose(), "hunter2");
+    assert_eq!(upstream.password_env.as_deref(), Some("HUB_PASSWORD"));
+    assert!(!format!("{config:?}").contains("hunter2"));
+    assert!(!serde_json::to_string(&config).unwrap().contains("hunter2"));
+
+    let mixed = "[upstreams.\"a.test\"]\nusername = \"u\"\npassword_env = \"HUB_PASSWORD\"\n";
+    assert_eq!(set().file(mixed).load().unwrap().upstreams[0].password.as_ref().unwrap().expose(), "hunter2");
+    let unset = setup().env("HUB_USER", "u").env("HUB_PASSWORD", "").file(file).refused();
+    assert_eq!(
+        unset,
+        "key `upstreams.\"a.test\".password_env` in shoal.toml: the variable \"HUB_PASSWORD\" is not set; the form is the \
+         name of an environment variable that is set, as \"HUB_PASSWORD\""
+    );
+    for (fields, key) in [
+        ("username_env = \"HUB_USER\"", "username"),
+        ("password_env = \"HUB_PASSWORD\"", "password"),
+        ("username = \"u\"\nusername_env = \"HUB_USER\"", "username_env"),
+        ("username = \"u\"\npassword_file = \"/p\"\npassword_env = \"HUB_PASSWORD\"", "password"),
+    ] {
+        let message = set().file(&format!("[upstreams.\"a.test\"]\n{fields}\n")).refused();
+        let place = format!("key `upstreams.\"a.test\".{key}`");
+        assert!(message.starts_with(&place) && !message.contains("hunter2"), "{message}");
+    }
+}
+
+#[test]
+fn an_upstream_may_have_a_credential_file_of_its_own() {
+    let file = "[upstreams.\"a.test\"]\ncredentials = \"/c\"\n";
+    assert_eq!(setup().file(file).load().unwrap().upstreams[0].credentials.as_deref(), Some("/c".as_ref()));
+    let clear = "[upstreams.\"a.test\"]\nurl = \"http://a.test\"\ncredentials = \"/c\"\n";
+    assert_eq!(setup().file(clear).load().unwrap().warnings.len(), 1, "a password in the clear");
 }
 
 #[test]

@@ -16,16 +16,27 @@ use super::{
 const DEFAULT_NAMES: [&str; 8] =
     ["docker.io", "ghcr.io", "quay.io", "registry.k8s.io", "gcr.io", "nvcr.io", "public.ecr.aws", "mcr.microsoft.com"];
 
-const FIELDS: [&str; 7] = ["url", "username", "password", "password_file", "ca_file", "allow_private", "realm_hosts"];
+const FIELDS: [&str; 10] = [
+    "url",
+    "username",
+    "username_env",
+    "password",
+    "password_file",
+    "password_env",
+    "credentials",
+    "ca_file",
+    "allow_private",
+    "realm_hosts",
+];
 
 const URL_FORM: &str = "https://HOST[:PORT][/PATH], or http:// for a registry without TLS";
 const PAIR_FORM: &str = "NAME=URL, for example docker.io=https://registry-1.docker.io";
 
 /// All upstreams, sorted by name.
-pub(super) fn load(layers: &Layers) -> Result<Vec<UpstreamConfig>, ConfigError> {
+pub(super) fn load(layers: &Layers, env: &BTreeMap<String, String>) -> Result<Vec<UpstreamConfig>, ConfigError> {
     let mut upstreams = BTreeMap::new();
     for (name, value) in &layers.upstreams {
-        let upstream = from_table(layers, name, value)?;
+        let upstream = from_table(layers, env, name, value)?;
         upstreams.insert(upstream.name.clone(), upstream);
     }
     // A pair replaces the whole entry: the file's credentials were meant for the file's URL.
@@ -65,13 +76,9 @@ pub(super) fn default(layers: &Layers, upstreams: &[UpstreamConfig]) -> Result<O
 /// Passwords in the clear deserve a word.
 pub(super) fn warnings(upstreams: &[UpstreamConfig]) -> Vec<String> {
     let in_the_clear = |upstream: &&UpstreamConfig| {
-        let loopback = match upstream.url.host() {
-            Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
-            Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
-            Some(url::Host::Domain(name)) => name == "localhost",
-            None => false,
-        };
-        upstream.username.is_some() && upstream.url.scheme() == "http" && !loopback
+        (upstream.username.is_some() || upstream.credentials.is_some())
+            && upstream.url.scheme() == "http"
+            && !upstream.is_on_this_machine()
     };
     (upstreams.iter().filter(in_the_clear))
         .map(|upstream| {
@@ -90,6 +97,8 @@ fn bare(name: String, url: Url) -> UpstreamConfig {
         username: None,
         password: None,
         password_file: None,
+        password_env: None,
+        credentials: None,
         ca_file: None,
         allow_private: false,
         realm_hosts: Vec::new(),
@@ -147,7 +156,12 @@ fn given_url(text: &str) -> Result<Url, Refusal> {
     Ok(url)
 }
 
-fn from_table(layers: &Layers, name: &str, value: &Value) -> Result<UpstreamConfig, ConfigError> {
+fn from_table(
+    layers: &Layers,
+    env: &BTreeMap<String, String>,
+    name: &str,
+    value: &Value,
+) -> Result<UpstreamConfig, ConfigError> {
     let section = format!("upstreams.\"{name}\"");
     let place = |field: &str| format!("key `{section}.{field}` in {}", layers.file.display());
     let Value::Table(fields) = value else {
@@ -169,6 +183,7 @@ fn from_table(layers: &Layers, name: &str, value: &Value) -> Result<UpstreamConf
         let place = place(field);
         move |(problem, form): Refusal| ConfigError::Value { place, problem, hint: format!("the form is {form}") }
     };
+    let of_field = |(field, refusal): (&'static str, Refusal)| refused(field)(refusal);
     let name = upstream_name(name).map_err(|(problem, form)| ConfigError::Value {
         place: format!("table [{section}] in {}", layers.file.display()),
         problem,
@@ -177,9 +192,11 @@ fn from_table(layers: &Layers, name: &str, value: &Value) -> Result<UpstreamConf
     let url = text(fields, "url").map_err(refused("url"))?.unwrap_or_else(|| default_url(&name));
     let upstream = UpstreamConfig {
         url: given_url(&url).map_err(refused("url"))?,
-        username: text(fields, "username").map_err(refused("username"))?,
-        password: text(fields, "password").map_err(refused("password"))?.map(Password),
+        username: text_or_variable(fields, env, "username", "username_env").map_err(of_field)?,
+        password: text_or_variable(fields, env, "password", "password_env").map_err(of_field)?.map(Password),
         password_file: text(fields, "password_file").map_err(refused("password_file"))?.map(PathBuf::from),
+        password_env: text(fields, "password_env").map_err(refused("password_env"))?,
+        credentials: text(fields, "credentials").map_err(refused("credentials"))?.map(PathBuf::from),
         ca_file: text(fields, "ca_file").map_err(refused("ca_file"))?.map(PathBuf::from),
         allow_private: flag(fields, "allow_private").map_err(refused("allow_private"))?,
         realm_hosts: hosts(fields, "realm_hosts").map_err(refused("realm_hosts"))?,
@@ -210,6 +227,25 @@ fn text(fields: &Table, field: &str) -> Result<Option<String>, Refusal> {
         Some(Value::String(text)) if text.is_empty() => Err(("it is empty".to_owned(), "a text in quotes")),
         Some(Value::String(text)) => Ok(Some(text.clone())),
         Some(other) => Err((format!("it is {}", described(other)), "a text in quotes")),
+    }
+}
+
+/// The value of `field`, or of the environment variable that `field_env` names.
+fn text_or_variable(
+    fields: &Table,
+    env: &BTreeMap<String, String>,
+    field: &'static str,
+    field_env: &'static str,
+) -> Result<Option<String>, (&'static str, Refusal)> {
+    const FORM: &str = "the name of an environment variable that is set, as \"HUB_PASSWORD\"";
+    let given = text(fields, field).map_err(|refusal| (field, refusal))?;
+    let Some(variable) = text(fields, field_env).map_err(|refusal| (field_env, refusal))? else { return Ok(given) };
+    if given.is_some() {
+        return Err((field_env, (format!("{field} is given too"), "one of the two")));
+    }
+    match env.get(&variable).filter(|value| !value.is_empty()) {
+        Some(value) => Ok(Some(value.clone())),
+        None => Err((field_env, (format!("the variable {} is not set", quoted(&variable)), FORM))),
     }
 }
 

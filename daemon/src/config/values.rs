@@ -19,7 +19,7 @@ use super::{
 const MAX_QUOTED: usize = 60;
 
 /// The value as a message shows it: on one line and not endless.
-pub(super) fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     let short: String = text.chars().take(MAX_QUOTED).collect();
     let dots = if short.len() < text.len() { "..." } else { "" };
     format!("{short:?}{dots}")

@@ -10,11 +10,14 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use reqwest::{Certificate, Client, ClientBuilder, header::HeaderValue, redirect};
 use url::Url;
 
-use crate::origin::{
-    Kind, OriginTimeouts,
-    auth::Challenge,
-    reach::{self, Guard, GuardedResolver, HomeResolver, Refused},
-    token::Tokens,
+use crate::{
+    credentials::Credentials,
+    origin::{
+        Kind, OriginTimeouts,
+        auth::Challenge,
+        reach::{self, Guard, GuardedResolver, HomeResolver, Refused},
+        token::Tokens,
+    },
 };
 
 /// How to reach one registry.
@@ -28,6 +31,8 @@ pub struct UpstreamSettings {
     pub username: Option<String>,
     /// Goes with the user name.
     pub password: Option<String>,
+    /// Where credentials are looked up, by `name`.
+    pub credentials: Credentials,
     /// PEM file of certificate authorities to trust on top of the system's.
     pub ca_file: Option<PathBuf>,
     /// Lets redirects and token realms of a public registry lead to private (never loopback or link-local) addresses.
@@ -45,6 +50,7 @@ impl UpstreamSettings {
             url,
             username: None,
             password: None,
+            credentials: Credentials::default(),
             ca_file: None,
             allow_private: false,
             realm_hosts: Vec::new(),
