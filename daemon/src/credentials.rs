@@ -50,6 +50,9 @@ impl Credentials {
     pub async fn find(&self, _registry: &str, _repository: &str) -> Result<Option<Credential>, CredentialError> {
         Ok(self.fixed.clone())
     }
+
+    /// The registry refused what [`Credentials::find`] gave: the next call looks it up anew.
+    pub fn forget(&self, _registry: &str, _repository: &str) {}
 }
 
 /// Why a credential could not be had.
