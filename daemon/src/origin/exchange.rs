@@ -296,7 +296,7 @@ fn judge(request: &Request<'_>, reply: Reply, at_home: bool) -> Result<Reply, Fa
         403 if is_head && !at_home => Ok(reply),
         _ => {
             let mut failure = refusal(status, reply.response.headers(), reply.host);
-            if !at_home && matches!(status.as_u16(), 400 | 401 | 403 | 410) {
+            if !at_home && matches!(status.as_u16(), 400 | 403 | 410) {
                 // A pre-signed URL that ran out, as stores put it: the registry signs another.
                 failure.retry = Retry::Backoff;
             }
