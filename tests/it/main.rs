@@ -10,8 +10,10 @@ mod config;
 mod crash;
 mod demo;
 mod deploy;
+mod distribution;
 mod hostile;
 mod namespaces;
+mod registries;
 mod registry;
 mod swarm;
 
