@@ -1,4 +1,4 @@
-//! Debian's `docker-registry` with each of its ways of signing in, mirrors of an origin, and a proxy for plain HTTP.
+//! Debian's `docker-registry` with each of its ways of signing in, and mirrors of an origin.
 
 #![allow(clippy::print_stdout, reason = "a failed test shall tell which row it was at")]
 

@@ -22,6 +22,17 @@ struct Stage {
 
 impl Stage {
     async fn set(row: &'static Row, seed: u64, layers: &[u64], password: Option<&str>) -> Self {
+        Self::set_with(row, seed, layers, password, &[]).await
+    }
+
+    /// With further environment for the daemon.
+    async fn set_with(
+        row: &'static Row,
+        seed: u64,
+        layers: &[u64],
+        password: Option<&str>,
+        environment: &[(&str, &str)],
+    ) -> Self {
         println!("registry {}", row.name);
         let image = ImageSpec::new(seed, layers).one_platform().build();
         let double = RegistryDouble::start(row, &image).await;
@@ -32,6 +43,7 @@ impl Stage {
         settings.upstreams.clear();
         settings.environment.push(("HTTPS_PROXY".to_owned(), double.proxy()));
         settings.environment.push(("SHOAL_LOG".to_owned(), "shoal_daemon=debug,info".to_owned()));
+        settings.environment.extend(environment.iter().map(|(name, value)| (name.to_string(), value.to_string())));
         let daemon = Daemon::start(settings).await;
         Self { row, image, double, daemon, _directory: directory }
     }
@@ -202,4 +214,24 @@ async fn a_registry_that_wants_to_be_left_alone_is_asked_once_and_clients_fall_b
     }
     let asked = stage.double.asked();
     assert_eq!(asked.iter().filter(|asked| asked.served.path.contains("/library/")).count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_under_no_proxy_is_not_asked_through_the_proxy() {
+    let row = registry("open.registry.test");
+    let stage = Stage::set_with(row, 863, &[10], None, &[("NO_PROXY", "other.test, registry.test")]).await;
+    let response = stage.daemon.get(&stage.path("manifests", "v1")).send().await.unwrap();
+    assert_eq!(response.status(), 503, "a name that only the proxy knows");
+    assert_eq!(stage.double.asked().len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_without_tls_is_asked_through_the_proxy_of_plain_http() {
+    let (proxy, image) = crate::origin_with(864, &[10]).await;
+    let mut settings = settings("http://plain.registry.test");
+    settings.environment.push(("HTTP_PROXY".to_owned(), proxy.url()));
+    let daemon = Daemon::start(settings).await;
+    let response = daemon.get(&crate::manifest_path("v1")).send().await.unwrap();
+    assert_eq!((response.status().as_u16(), response.bytes().await.unwrap()), (200, image.index.bytes));
+    assert!(proxy.requests().iter().all(|request| request.headers["host"] == "plain.registry.test"));
 }

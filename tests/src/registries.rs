@@ -427,7 +427,7 @@ pub static REGISTRIES: [Row; 20] = [
         sign_in: SignIn::Basic(&[r#"Negotiate, Basic realm="Artifactory Realm""#]),
         ..PLAIN
     },
-    Row { name: "open.example.org", registry: "open.example.org", ..PLAIN },
+    Row { name: "open.registry.test", registry: "open.registry.test", ..PLAIN },
     Row {
         name: "htpasswd.example.org:5000",
         registry: "htpasswd.example.org:5000",

@@ -143,7 +143,7 @@ impl Origin {
     async fn attempt(&self, request: &Request<'_>) -> Result<Reply, Failure> {
         let upstream = request.upstream;
         let start = upstream.content_url(request.repository, request.kind, &request.reference);
-        let mut authorization = self.known_authorization(upstream, request.repository).await?;
+        let mut authorization = self.known_authorization(request).await?;
         let mut url = start.clone();
         // Once a redirect has left the registry, nothing carries its credentials, not even the way back.
         let mut at_home = true;
@@ -192,11 +192,22 @@ impl Origin {
         let ignores_ranges = request.upstream.memory.ranges(&authority(url), Instant::now()) == Some(false);
         headers.extend(request.range.clone().filter(|_| !ignores_ranges).map(|range| (RANGE, range)));
         headers.extend(authorization.map(|value| (AUTHORIZATION, value.clone())));
-        self.headers_of(request.upstream, request.method.clone(), url, headers, None).await
+        self.headers_of(request.upstream, request.method.clone(), url, headers).await
     }
 
-    /// Any HTTP exchange with an upstream or what it points at, up to the response headers. `form` is a body.
+    /// Any HTTP exchange with an upstream or what it points at, up to the response headers.
     pub(super) async fn headers_of(
+        &self,
+        upstream: &Upstream,
+        method: Method,
+        url: &Url,
+        headers: HeaderMap,
+    ) -> Result<Response, Failure> {
+        self.headers_with(upstream, method, url, headers, None).await
+    }
+
+    /// The same with a form as the body.
+    pub(super) async fn headers_with(
         &self,
         upstream: &Upstream,
         method: Method,

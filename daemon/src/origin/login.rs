@@ -39,19 +39,16 @@ struct TokenServer<'a> {
 
 impl Origin {
     /// The header to send with the first request: what the registry asked for before, so that it need not refuse first.
-    pub(super) async fn known_authorization(
-        &self,
-        upstream: &Upstream,
-        repository: &str,
-    ) -> Result<Option<HeaderValue>, Failure> {
+    pub(super) async fn known_authorization(&self, request: &Request<'_>) -> Result<Option<HeaderValue>, Failure> {
+        let upstream = request.upstream;
         let Some(challenge) = upstream.challenge() else { return Ok(None) };
         // What goes wrong here is told when the registry refuses.
-        let credential = upstream.account().find(repository).await.unwrap_or_default();
+        let credential = upstream.account().find(request.repository).await.unwrap_or_default();
         let bearer = match challenge {
             Challenge::Basic => return Ok(basic_of(credential.as_ref()).and_then(Result::ok)),
             Challenge::Bearer(bearer) => Bearer { scopes: Vec::new(), ..bearer },
         };
-        match self.bearer_header(upstream, repository, &bearer, credential.as_ref(), None).await {
+        match self.bearer_header(request, &bearer, credential.as_ref(), None).await {
             Ok(header) => Ok(Some(header)),
             // The registry may have moved to another way of signing in, or the credential has run out: let it say so.
             Err(failure) if failure.retry == Retry::Never => {
@@ -71,9 +68,7 @@ impl Origin {
         refused: Option<&HeaderValue>,
     ) -> Result<Option<HeaderValue>, Failure> {
         match (response.status(), refused) {
-            (StatusCode::UNAUTHORIZED, _) => {
-                self.log_in(request.upstream, request.repository, response.headers(), refused).await.map(Some)
-            }
+            (StatusCode::UNAUTHORIZED, _) => self.log_in(request, response.headers(), refused).await.map(Some),
             // So ECR says that a password has run out.
             (StatusCode::FORBIDDEN, Some(refused)) if request.upstream.challenge() == Some(Challenge::Basic) => {
                 let account = request.upstream.account();
@@ -86,17 +81,17 @@ impl Origin {
     }
 
     /// Answers a 401.
-    async fn log_in(
+    pub(super) async fn log_in(
         &self,
-        upstream: &Upstream,
-        repository: &str,
+        request: &Request<'_>,
         headers: &HeaderMap,
         refused: Option<&HeaderValue>,
     ) -> Result<HeaderValue, Failure> {
+        let (upstream, repository) = (request.upstream, request.repository);
         let mut challenges = auth::challenges(headers);
         if challenges.is_empty() {
             // Some registries refuse content without saying how to sign in; their API root says it.
-            let response = self.headers_of(upstream, Method::GET, upstream.root_url(), HeaderMap::new(), None).await?;
+            let response = self.headers_of(upstream, Method::GET, upstream.root_url(), HeaderMap::new()).await?;
             challenges = auth::challenges(response.headers());
         }
         let found = upstream.account().find(repository).await;
@@ -105,13 +100,13 @@ impl Origin {
             // What is public can be had without.
             Err(problem) => (None, Some(problem)),
         };
-        let denied = match self.meet_challenges(upstream, repository, &challenges, credential.as_ref(), refused).await {
+        let denied = match self.meet_challenges(request, &challenges, credential.as_ref(), refused).await {
             Err(failure) if matches!(failure.error, OriginError::Denied { .. }) => failure,
             outcome => return outcome,
         };
         // Passwords and tokens run out, ECR's after twelve hours.
         match upstream.account().renew(repository, credential.as_ref(), Instant::now()).await {
-            Some(renewed) => self.meet_challenges(upstream, repository, &challenges, Some(&renewed), refused).await,
+            Some(renewed) => self.meet_challenges(request, &challenges, Some(&renewed), refused).await,
             None => Err(problem.map_or(denied, |problem| without_credential(upstream, &problem))),
         }
     }
@@ -119,12 +114,12 @@ impl Origin {
     /// Bearer if it is offered by a token server that we may ask, else Basic.
     async fn meet_challenges(
         &self,
-        upstream: &Upstream,
-        repository: &str,
+        request: &Request<'_>,
         challenges: &[Challenge],
         credential: Option<&Credential>,
         refused: Option<&HeaderValue>,
     ) -> Result<HeaderValue, Failure> {
+        let upstream = request.upstream;
         let is_basic_possible = challenges.contains(&Challenge::Basic);
         let bearer = challenges.iter().find_map(|challenge| match challenge {
             Challenge::Bearer(bearer) => Some(bearer),
@@ -133,7 +128,7 @@ impl Origin {
         if let Some(bearer) = bearer
             && (!is_basic_possible || realm_of(upstream, bearer).is_ok())
         {
-            let header = self.bearer_header(upstream, repository, bearer, credential, refused).await?;
+            let header = self.bearer_header(request, bearer, credential, refused).await?;
             upstream.remember(Some(Challenge::Bearer(bearer.clone())));
             return Ok(header);
         }
@@ -150,19 +145,19 @@ impl Origin {
 
     async fn bearer_header(
         &self,
-        upstream: &Upstream,
-        repository: &str,
+        request: &Request<'_>,
         bearer: &Bearer,
         credential: Option<&Credential>,
         refused: Option<&HeaderValue>,
     ) -> Result<HeaderValue, Failure> {
+        let upstream = request.upstream;
         if let Some(Credential::Bearer(token)) = credential {
             let header =
                 account::bearer(token).map_err(|why| Failure::fatal(OriginError::protocol(upstream.host(), why)))?;
             return if refused == Some(&header) { Err(denied(upstream.host())) } else { Ok(header) };
         }
-        let fetch = |refresh| self.fetch_grant(upstream, repository, bearer, credential, refresh);
-        let key = (repository, Who::of(credential));
+        let fetch = |refresh| self.fetch_grant(request, bearer, credential, refresh);
+        let key = (request.repository, Who::of(credential));
         let Token { header, .. } = upstream.tokens.get(Instant::now(), key, refused, fetch).await?;
         Ok(header)
     }
@@ -170,12 +165,12 @@ impl Origin {
     /// Asks the realm for a token, in the way that fits the credential.
     async fn fetch_grant(
         &self,
-        upstream: &Upstream,
-        repository: &str,
+        request: &Request<'_>,
         bearer: &Bearer,
         credential: Option<&Credential>,
         refresh: Option<RefreshToken>,
     ) -> Result<Grant, Failure> {
+        let (upstream, repository) = (request.upstream, request.repository);
         let server = TokenServer { upstream, repository, bearer, realm: realm_of(upstream, bearer)? };
         if let Some(refresh) = refresh {
             match self.grant_by_refresh(&server, refresh).await {
@@ -269,7 +264,7 @@ impl Origin {
             let fatal = |why: &str| Failure::fatal(OriginError::protocol(host.as_str(), why));
             upstream.permit(&url).map_err(|why| fatal(&why))?;
             self.metrics.origin_token_requests.inc();
-            let response = self.headers_of(upstream, method.clone(), &url, headers.clone(), form.clone()).await?;
+            let response = self.headers_with(upstream, method.clone(), &url, headers.clone(), form.clone()).await?;
             let status = response.status();
             if is_redirect(status) {
                 let next = redirect_target(upstream, &url, response.headers()).map_err(|why| fatal(&why))?;
