@@ -99,6 +99,9 @@ pub struct UpstreamConfig {
     /// Where it is: `https://`, or `http://` for a registry without TLS, a host, perhaps a path.
     #[serde(serialize_with = "values::serialize_text")]
     pub url: Url,
+    /// Other places of the same content, asked in this order before `url`.
+    #[serde(serialize_with = "values::serialize_texts")]
+    pub mirrors: Vec<Url>,
     /// The account to present when the registry asks for one. Comes with `password` or `password_file`.
     pub username: Option<String>,
     /// The account's password or token, given in the configuration itself.
@@ -112,6 +115,10 @@ pub struct UpstreamConfig {
     pub credentials: Option<PathBuf>,
     /// PEM certificates to trust beside the system's.
     pub ca_file: Option<PathBuf>,
+    /// PEM certificate to show to the registry and its mirrors.
+    pub client_cert_file: Option<PathBuf>,
+    /// Its private key.
+    pub client_key_file: Option<PathBuf>,
     /// Whether redirects and token realms of a public registry may lead to private addresses (never to loopback or
     /// link-local ones).
     pub allow_private: bool,

@@ -361,6 +361,9 @@ fn upstreams(config: &Config) -> Result<BTreeMap<String, Arc<Upstream>>, BuildEr
     let mut upstreams = BTreeMap::new();
     for upstream in &config.upstreams {
         let settings = UpstreamSettings {
+            mirrors: upstream.mirrors.clone(),
+            client_cert_file: upstream.client_cert_file.clone(),
+            client_key_file: upstream.client_key_file.clone(),
             username: upstream.username.clone(),
             password: upstream.read_password()?.map(|password| password.expose().to_owned()),
             credentials: credentials.remove(&upstream.name).unwrap_or_default(),

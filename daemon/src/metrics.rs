@@ -2,6 +2,8 @@
 //!
 //! Every public field is a handle that can be cloned into hot paths: an atomic add, no lock, no look-up.
 
+mod upstreams;
+
 use std::fmt;
 
 use prometheus_client::{
@@ -17,6 +19,8 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 use shoal_proto::status::Totals;
+
+pub use upstreams::UpstreamGauges;
 
 use crate::store::Store;
 
@@ -90,6 +94,8 @@ pub struct Metrics {
     pub fetch_seconds: Histogram,
     /// Seconds from a client's request for a blob to the first byte of its body.
     pub first_byte_seconds: Histogram,
+    /// What upstreams say about their limits.
+    pub upstreams: UpstreamGauges,
     responses: [Counter; STATUS_CLASSES.len()],
 }
 
@@ -171,7 +177,10 @@ impl Metrics {
         let first_byte_seconds =
             histogram("first_byte", "From a client's request for a blob to the first byte of its body");
 
+        let upstreams = UpstreamGauges::register(&mut registry);
+
         Self {
+            upstreams,
             bytes_from_origin: received.get_or_create_owned(&[("from", "origin")]),
             bytes_from_peers: received.get_or_create_owned(&[("from", "peers")]),
             bytes_to_peers: sent.get_or_create_owned(&[("to", "peers")]),

@@ -12,10 +12,14 @@ use reqwest::{
 use shoal_proto::digest::Digest;
 use tokio::time::{Instant, timeout_at};
 
+mod account;
 mod auth;
 mod body;
+mod connect;
 mod error;
 mod exchange;
+mod login;
+mod memory;
 mod reach;
 mod retry;
 #[cfg(test)]
@@ -30,6 +34,7 @@ pub use upstream::{Upstream, UpstreamError, UpstreamSettings, default_url};
 use crate::{metrics::Metrics, rate::Bucket};
 use body::Flow;
 use exchange::{Reply, Request};
+use memory::Memory;
 
 /// Largest manifest that is read, in bytes.
 pub const MANIFEST_BYTES: u64 = 4 * 1024 * 1024;
@@ -83,7 +88,7 @@ pub struct OriginTimeouts {
     pub idle: Duration,
     /// Before the second try; doubles with each.
     pub first_pause: Duration,
-    /// Bound of that growth.
+    /// Bound of that growth, and of a `Retry-After` that is waited for within a call.
     pub longest_pause: Duration,
 }
 
@@ -235,6 +240,7 @@ impl Origin {
             request.range = HeaderValue::try_from(asked.as_str()).ok();
         }
         let reply = self.send(&request, deadline).await?;
+        note_ranges(source, &reply, ranged.then_some((from, end)));
         match reply.response.status() {
             StatusCode::OK => self.whole(source, digest, reply, from, deadline).await,
             StatusCode::PARTIAL_CONTENT if ranged => {
@@ -268,10 +274,10 @@ impl Origin {
         let size = match (reply.length(), source.kind) {
             (Some(size), _) => size,
             (None, Kind::Manifest) => {
-                let host = reply.host.clone();
+                let sender = (reply.host.clone(), Arc::clone(&reply.memory));
                 let manifest = self.whole_manifest(reply, deadline).await?;
                 let size = manifest.len() as u64;
-                let body = self.bare_body(size, from, size, host, Flow::Memory([manifest].into()));
+                let body = self.bare_body(size, from, size, sender, Flow::Memory([manifest].into()));
                 return check_offset(body, from);
             }
             // Sent in chunks: the size is needed before the first byte.
@@ -287,12 +293,20 @@ impl Origin {
     }
 
     fn body(&self, size: u64, skip: u64, remaining: u64, reply: Reply) -> Body {
-        self.bare_body(size, skip, remaining, reply.host, Flow::Network(reply.response))
+        let Reply { response, host, memory } = reply;
+        self.bare_body(size, skip, remaining, (host, memory), Flow::Network(response))
     }
 
-    fn bare_body(&self, size: u64, skip: u64, remaining: u64, host: String, flow: Flow) -> Body {
+    fn bare_body(
+        &self,
+        size: u64,
+        skip: u64,
+        remaining: u64,
+        (host, memory): (String, Arc<Memory>),
+        flow: Flow,
+    ) -> Body {
         let (limits, received) = (Arc::clone(&self.limits), self.metrics.bytes_from_origin.clone());
-        Body { size, host, flow, skip, remaining, idle: self.timeouts.idle, limits, received, held: None }
+        Body { size, host, memory, flow, skip, remaining, idle: self.timeouts.idle, limits, received, held: None }
     }
 
     /// Reads a manifest into memory. Refuses one whose end cannot be told from a broken connection.
@@ -360,6 +374,23 @@ fn check_offset(body: Body, from: u64) -> Result<Body, OriginError> {
         ));
     }
     Ok(body)
+}
+
+/// Remembers who served a blob, and whether he answers ranges. `asked` is the range, if it was one.
+fn note_ranges(source: &Source, reply: &Reply, asked: Option<(u64, Option<u64>)>) {
+    if source.kind != Kind::Blob {
+        return;
+    }
+    reply.memory.served_blob(&reply.host);
+    let Some((from, end)) = asked else { return };
+    match reply.response.status() {
+        StatusCode::PARTIAL_CONTENT => reply.memory.answered_range(&reply.host, true, Instant::now()),
+        // The whole for a range that is the whole says nothing.
+        StatusCode::OK if from > 0 || reply.length() != end => {
+            reply.memory.answered_range(&reply.host, false, Instant::now());
+        }
+        _ => {}
+    }
 }
 
 fn content_digest(reply: &Reply) -> Option<Digest> {

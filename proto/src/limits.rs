@@ -78,7 +78,7 @@ pub struct Limits {
     pub origin_tries: u8,
     /// Pause before the second try; doubles each time, with jitter.
     pub origin_backoff: Duration,
-    /// An origin that asks to be left alone for longer is asked again after this.
+    /// An origin that asks to be left alone for longer is of no use to the fetch.
     pub retry_after_max: Duration,
     /// How long a complete blob stays in the machine after its last use.
     pub held_idle: Duration,

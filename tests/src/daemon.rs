@@ -95,8 +95,8 @@ impl Settings {
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("SHOAL_")) {
             command.env_remove(name);
         }
-        for proxy in ["http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "all_proxy"] {
-            command.env_remove(proxy);
+        for proxy in ["http_proxy", "https_proxy", "all_proxy", "no_proxy"] {
+            command.env_remove(proxy).env_remove(proxy.to_uppercase());
         }
         command.env("RUST_BACKTRACE", "1");
         command.envs(self.environment.iter().cloned());

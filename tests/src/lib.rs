@@ -15,7 +15,9 @@ pub mod netns;
 pub mod origin;
 pub mod process;
 pub mod raw;
+pub mod registries;
 pub mod registry;
+pub mod token_server;
 pub mod tools;
 
 use std::time::{Duration, Instant};

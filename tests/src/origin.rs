@@ -16,6 +16,9 @@ use std::{
 use bytes::Bytes;
 use tokio::{net::TcpListener, task::JoinHandle, time::Instant};
 
+pub(crate) use body::OriginBody;
+pub(crate) use serve::{Content, content, corrupted, joined, plain};
+
 use crate::image::{Blob, Image};
 
 /// What goes wrong, for the requests that a [`Rule`] covers.
@@ -110,7 +113,7 @@ struct Shelf {
 }
 
 #[derive(Debug, Default)]
-struct State {
+pub(crate) struct State {
     shelf: Mutex<Shelf>,
     served: Mutex<Vec<Arc<Served>>>,
     connections: AtomicU64,
@@ -270,7 +273,7 @@ impl Drop for OriginDouble {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().expect("no holder of the lock panics")
 }
 

@@ -59,13 +59,37 @@ impl DockerRegistry {
     #[must_use]
     pub fn prepare(address: SocketAddr) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory can be made");
+        let registry = Self { directory, address, process: None };
+        registry.configure("");
+        registry
+    }
+
+    fn configure(&self, more: &str) {
         let config = format!(
             "version: 0.1\nlog: {{level: warn, accesslog: {{disabled: false}}}}\n\
-             storage: {{filesystem: {{rootdirectory: {}/storage}}, delete: {{enabled: true}}}}\nhttp: {{addr: \"{address}\"}}\n",
-            directory.path().display()
+             storage: {{filesystem: {{rootdirectory: {}/storage}}, delete: {{enabled: true}}}}\n\
+             http: {{addr: \"{}\"}}\n{more}",
+            self.directory.path().display(),
+            self.address
         );
-        fs::write(directory.path().join("config.yml"), config).expect("the registry's configuration can be written");
-        Self { directory, address, process: None }
+        self.write("config.yml", &config);
+    }
+
+    /// Writes a file that its configuration can name.
+    ///
+    /// # Panics
+    /// If it cannot be written.
+    pub fn write(&self, name: &str, text: &str) -> PathBuf {
+        let file = self.directory.path().join(name);
+        fs::write(&file, text).expect("a file of the registry can be written");
+        file
+    }
+
+    /// Stops it and starts it again with what it had and these further lines of configuration.
+    pub async fn restart(&mut self, more: &str) {
+        self.down();
+        self.configure(more);
+        self.up().await;
     }
 
     /// Starts it by this command, which runs `docker-registry` (perhaps in a network namespace).

@@ -283,7 +283,8 @@ fn two_listeners_on_one_port_are_refused() {
 fn upstreams_of_the_file_carry_credentials_and_pairs_replace_them_whole() {
     let file = "[upstreams.\"docker.io\"]\nusername = \"u\"\npassword_file = \"/p\"\nallow_private = true\n\
                 [upstreams.\"Registry.test:5000\"]\nurl = \"http://127.0.0.1:9\"\nca_file = \"/ca\"\n\
-                realm_hosts = [\"auth.test\"]\n";
+                realm_hosts = [\"auth.test\"]\nmirrors = [\"https://m.test\", \"http://n.test:81/x\"]\n\
+                client_cert_file = \"/cert\"\nclient_key_file = \"/key\"\n";
     let config = setup().file(file).load().unwrap();
     let names: Vec<_> = config.upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
     assert_eq!(names, ["docker.io", "registry.test:5000"], "no default set beside configured ones");
@@ -296,6 +297,10 @@ fn upstreams_of_the_file_carry_credentials_and_pairs_replace_them_whole() {
     assert_eq!(config.upstreams[0].username, None, "the credentials were meant for another host");
     assert_eq!(config.upstreams[1].ca_file.as_deref(), Some("/ca".as_ref()));
     assert_eq!(config.upstreams[1].realm_hosts, ["auth.test"]);
+    let mirrors: Vec<_> = config.upstreams[1].mirrors.iter().map(Url::as_str).collect();
+    assert_eq!(mirrors, ["https://m.test/", "http://n.test:81/x"]);
+    assert_eq!(config.upstreams[1].client_cert_file.as_deref(), Some("/cert".as_ref()));
+    assert_eq!(config.upstreams[1].client_key_file.as_deref(), Some("/key".as_ref()));
 
     let config = setup().env("SHOAL_UPSTREAM", "a.test=https://a.test, b.test=https://b.test:8443").load().unwrap();
     assert_eq!(config.upstreams[1].url.as_str(), "https://b.test:8443/");
@@ -313,6 +318,12 @@ fn incomplete_credentials_are_refused() {
             "key `upstreams.\"a.test\".password`",
             "keep one",
         ),
+        ("client_cert_file = \"/c\"", "key `upstreams.\"a.test\".client_cert_file`", "add client_key_file"),
+        ("client_key_file = \"/k\"", "key `upstreams.\"a.test\".client_key_file`", "add client_cert_file"),
+        ("mirrors = \"https://m.test\"", "key `upstreams.\"a.test\".mirrors`", "a list of URLs"),
+        ("mirrors = [1]", "key `upstreams.\"a.test\".mirrors`", "a list of URLs"),
+        ("mirrors = [\"https://u:hunter2@m.test\"]", "key `upstreams.\"a.test\".mirrors`", "https://HOST"),
+        ("mirrors = [\"file:///x\"]", "key `upstreams.\"a.test\".mirrors`", "https://HOST"),
         ("realm_hosts = \"a.test\"", "key `upstreams.\"a.test\".realm_hosts`", "a list of host names"),
         ("realm_hosts = [\"https://a\"]", "key `upstreams.\"a.test\".realm_hosts`", "a list of host names"),
         ("allow_private = \"yes\"", "key `upstreams.\"a.test\".allow_private`", "true or false"),
@@ -320,6 +331,7 @@ fn incomplete_credentials_are_refused() {
     for (fields, place, hint) in cases {
         let message = setup().file(&format!("[upstreams.\"a.test\"]\n{fields}\n")).refused();
         assert!(message.starts_with(place) && message.contains(hint), "{message}");
+        assert!(!message.contains("hunter2"), "{message}");
     }
 }
 

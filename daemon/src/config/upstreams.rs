@@ -16,8 +16,9 @@ use super::{
 const DEFAULT_NAMES: [&str; 8] =
     ["docker.io", "ghcr.io", "quay.io", "registry.k8s.io", "gcr.io", "nvcr.io", "public.ecr.aws", "mcr.microsoft.com"];
 
-const FIELDS: [&str; 10] = [
+const FIELDS: [&str; 13] = [
     "url",
+    "mirrors",
     "username",
     "username_env",
     "password",
@@ -25,6 +26,8 @@ const FIELDS: [&str; 10] = [
     "password_env",
     "credentials",
     "ca_file",
+    "client_cert_file",
+    "client_key_file",
     "allow_private",
     "realm_hosts",
 ];
@@ -94,12 +97,15 @@ fn bare(name: String, url: Url) -> UpstreamConfig {
     UpstreamConfig {
         name,
         url,
+        mirrors: Vec::new(),
         username: None,
         password: None,
         password_file: None,
         password_env: None,
         credentials: None,
         ca_file: None,
+        client_cert_file: None,
+        client_key_file: None,
         allow_private: false,
         realm_hosts: Vec::new(),
     }
@@ -192,21 +198,26 @@ fn from_table(
     let url = text(fields, "url").map_err(refused("url"))?.unwrap_or_else(|| default_url(&name));
     let upstream = UpstreamConfig {
         url: given_url(&url).map_err(refused("url"))?,
+        mirrors: urls(fields, "mirrors").map_err(refused("mirrors"))?,
         username: text_or_variable(fields, env, "username", "username_env").map_err(of_field)?,
         password: text_or_variable(fields, env, "password", "password_env").map_err(of_field)?.map(Password),
         password_file: text(fields, "password_file").map_err(refused("password_file"))?.map(PathBuf::from),
         password_env: text(fields, "password_env").map_err(refused("password_env"))?,
         credentials: text(fields, "credentials").map_err(refused("credentials"))?.map(PathBuf::from),
         ca_file: text(fields, "ca_file").map_err(refused("ca_file"))?.map(PathBuf::from),
+        client_cert_file: text(fields, "client_cert_file").map_err(refused("client_cert_file"))?.map(PathBuf::from),
+        client_key_file: text(fields, "client_key_file").map_err(refused("client_key_file"))?.map(PathBuf::from),
         allow_private: flag(fields, "allow_private").map_err(refused("allow_private"))?,
         realm_hosts: hosts(fields, "realm_hosts").map_err(refused("realm_hosts"))?,
         name,
     };
-    check_credentials(&upstream).map_err(|(field, problem, hint)| ConfigError::Value {
-        place: place(field),
-        problem: problem.to_owned(),
-        hint: hint.to_owned(),
-    })?;
+    check_credentials(&upstream).and_then(|()| check_client_certificate(&upstream)).map_err(
+        |(field, problem, hint)| ConfigError::Value {
+            place: place(field),
+            problem: problem.to_owned(),
+            hint: hint.to_owned(),
+        },
+    )?;
     Ok(upstream)
 }
 
@@ -216,6 +227,14 @@ fn check_credentials(upstream: &UpstreamConfig) -> Result<(), (&'static str, &'s
         (Some(_), None, None) => Err(("username", "it has no password", "add password_file = \"FILE\"")),
         (None, Some(_), None) => Err(("password", "it has no username", "add username = \"NAME\"")),
         (None, None, Some(_)) => Err(("password_file", "it has no username", "add username = \"NAME\"")),
+        _ => Ok(()),
+    }
+}
+
+fn check_client_certificate(upstream: &UpstreamConfig) -> Result<(), (&'static str, &'static str, &'static str)> {
+    match (&upstream.client_cert_file, &upstream.client_key_file) {
+        (Some(_), None) => Err(("client_cert_file", "it has no key", "add client_key_file = \"FILE\"")),
+        (None, Some(_)) => Err(("client_key_file", "it has no certificate", "add client_cert_file = \"FILE\"")),
         _ => Ok(()),
     }
 }
@@ -269,4 +288,19 @@ fn hosts(fields: &Table, field: &str) -> Result<Vec<String>, Refusal> {
         None => Err((format!("it holds {}", described(value)), FORM)),
     });
     parsed.collect()
+}
+
+fn urls(fields: &Table, field: &str) -> Result<Vec<Url>, Refusal> {
+    const FORM: &str = "a list of URLs: [\"https://mirror.test\"]";
+    match fields.get(field) {
+        None => Ok(Vec::new()),
+        Some(Value::Array(values)) => {
+            let parsed = values.iter().map(|value| match value.as_str() {
+                Some(text) => given_url(text),
+                None => Err((format!("it holds {}", described(value)), FORM)),
+            });
+            parsed.collect()
+        }
+        Some(other) => Err((format!("it is {}", described(other)), FORM)),
+    }
 }

@@ -139,6 +139,11 @@ pub(super) fn serialize_text<S: Serializer>(value: &impl Display, serializer: S)
     serializer.collect_str(value)
 }
 
+/// A list of that.
+pub(super) fn serialize_texts<S: Serializer>(values: &[impl Display], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(values.iter().map(ToString::to_string))
+}
+
 /// `log` holds a format, a filter, or both: the strongest source that names one decides it, so that
 /// `SHOAL_LOG=debug` leaves the file's `log = "json"` alone.
 pub(super) fn log(layers: &Layers) -> Result<(LogFormat, String), ConfigError> {

@@ -31,14 +31,46 @@ pub(super) struct Bearer {
     pub(super) scopes: Vec<String>,
 }
 
-/// The challenges of a 401 that we can answer, in order. What cannot be parsed ends its line, not the others.
+/// The challenges of a 401 that we can answer, in order. What cannot be parsed hides none of the others.
 pub(super) fn challenges(headers: &HeaderMap) -> Vec<Challenge> {
     let lines = headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|line| line.to_str().ok());
     lines
         .filter(|line| line.len() <= CHALLENGE_BYTES)
-        .flat_map(|line| ChallengeParser::new(line).map_while(Result::ok))
+        .flat_map(pieces)
+        .flat_map(|piece| ChallengeParser::new(piece).map_while(Result::ok))
         .filter_map(|challenge| known(&challenge))
         .collect()
+}
+
+/// A line cut in front of every scheme that we know: others may be followed by what the parser does not read (`NTLM abc==`).
+fn pieces(line: &str) -> impl Iterator<Item = &str> {
+    let (mut cuts, mut quoted, mut escaped, mut first) = (vec![0], false, false, true);
+    for (at, byte) in line.bytes().enumerate() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' => (quoted, first) = (!quoted, false),
+            b',' if !quoted => first = true,
+            b' ' | b'\t' => {}
+            _ => {
+                if first && !quoted && begins_known_scheme(&line.as_bytes()[at..]) {
+                    cuts.push(at);
+                }
+                first = false;
+            }
+        }
+    }
+    cuts.push(line.len());
+    let bounds: Vec<_> = cuts.windows(2).map(|cut| cut[0]..cut[1]).collect();
+    bounds.into_iter().map(|bounds| line[bounds].trim_matches([',', ' ', '\t']))
+}
+
+fn begins_known_scheme(text: &[u8]) -> bool {
+    let end = text.iter().position(|byte| !byte.is_ascii_alphanumeric()).unwrap_or(text.len());
+    let (scheme, rest) = text.split_at(end);
+    let is_known = scheme.eq_ignore_ascii_case(b"bearer") || scheme.eq_ignore_ascii_case(b"basic");
+    // `basic=...` would be a parameter.
+    is_known && matches!(rest.first(), None | Some(b' ' | b'\t' | b','))
 }
 
 fn known(challenge: &ChallengeRef<'_>) -> Option<Challenge> {
@@ -175,6 +207,26 @@ mod tests {
                 Challenge::Basic
             ]
         );
+    }
+
+    #[test]
+    fn schemes_that_are_not_ours_hide_none_behind_them() {
+        let both = [bearer("https://a/t", None, &[]), Challenge::Basic];
+        for line in [
+            r#"NTLM abc==, Bearer realm="https://a/t", Basic"#,
+            r#"Digest realm="x, Basic y",qop="auth",bearer ReAlM="https://a/t" ,,  BASIC realm=z"#,
+            r#"Signature keyId="\", Bearer realm=\"no",	Bearer realm="https://a/t", basic realm="""#,
+        ] {
+            assert_eq!(parse(&[line]), both, "{line}");
+        }
+        assert_eq!(parse(&[r#"Digest basic="x", bearer="y", realm="z""#]), []);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_line_breaks_the_parser(line in "[ -~\t]{0,200}") {
+            parse(&[&line, "Basic"]).pop().unwrap();
+        }
     }
 
     #[test]

@@ -6,10 +6,10 @@ use bytes::{Buf, Bytes};
 use futures_util::future::join_all;
 use prometheus_client::metrics::counter::Counter;
 use reqwest::Response;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::{
-    origin::{OriginError, error::describe},
+    origin::{OriginError, error::describe, memory::Memory},
     rate::Bucket,
 };
 
@@ -23,6 +23,8 @@ pub struct Body {
     /// Bytes in the whole content, from Content-Length or Content-Range.
     pub size: u64,
     pub(super) host: String,
+    /// Of the upstream or mirror that was asked: if the body breaks off, another is asked first.
+    pub(super) memory: Arc<Memory>,
     pub(super) flow: Flow,
     /// Bytes to throw away first: the origin answered a range request with the whole content.
     pub(super) skip: u64,
@@ -55,6 +57,14 @@ impl Body {
     /// # Errors
     /// The stream broke, stalled, or ended too early ([`OriginError::Unavailable`]) or too late ([`OriginError::Protocol`]).
     pub async fn next(&mut self) -> Result<Option<Bytes>, OriginError> {
+        let outcome = self.following().await;
+        if outcome.is_err() {
+            self.memory.failed(Instant::now());
+        }
+        outcome
+    }
+
+    async fn following(&mut self) -> Result<Option<Bytes>, OriginError> {
         loop {
             let Some(mut piece) = self.piece().await? else {
                 if self.remaining == 0 {

@@ -14,7 +14,7 @@ pub enum OriginError {
         host: String,
     },
     /// 401 or 403 with all the credentials we have.
-    #[error("{host}: access denied; check the username and password of this upstream")]
+    #[error("{host}: access denied; check the credentials of this upstream")]
     Denied {
         /// `host` or `host:port` that said so.
         host: String,
@@ -24,7 +24,7 @@ pub enum OriginError {
     RateLimited {
         /// `host` or `host:port` that said so.
         host: String,
-        /// How long it asks to be left alone; [`Duration::MAX`](std::time::Duration::MAX) if it named a date.
+        /// How long it (still) asks to be left alone.
         retry_after: Option<std::time::Duration>,
     },
     /// Unreachable, timed out, 5xx.

@@ -1,27 +1,27 @@
-//! One request to a registry, from the first try to the response that counts: login, redirects, retries, deadlines.
+//! One request to a registry, from the first try to the response that counts: mirrors, redirects, retries, deadlines.
+
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use reqwest::{
     Method, Response, StatusCode,
-    header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, HeaderMap, HeaderValue, LOCATION, RANGE},
+    header::{
+        ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RANGE,
+    },
 };
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use url::Url;
 
 use crate::origin::{
     Kind, Origin, OriginError,
-    auth::{self, Bearer, Challenge},
     error::{Failure, Retry, describe},
+    memory::Memory,
     retry,
-    token::Token,
     upstream::{Upstream, authority, same_origin},
 };
 
 /// Redirects that are followed for one request.
-const REDIRECTS: usize = 5;
-
-/// Largest answer of a token server.
-const TOKEN_BYTES: usize = 64 * 1024;
+pub(super) const REDIRECTS: usize = 5;
 
 /// What is asked of a registry.
 #[derive(Debug, Clone)]
@@ -41,6 +41,8 @@ pub(super) struct Reply {
     pub(super) response: Response,
     /// Who answered, perhaps after redirects.
     pub(super) host: String,
+    /// Of the upstream or mirror that was asked.
+    pub(super) memory: Arc<Memory>,
 }
 
 impl Reply {
@@ -61,22 +63,61 @@ fn number(value: &HeaderValue) -> Option<u64> {
 }
 
 impl Origin {
-    /// Sends a request until it has a usable response, the tries are used up, or the deadline is too near.
+    /// Sends a request to whoever may have the content, one after the other, until one has a usable response.
     pub(super) async fn send(&self, request: &Request<'_>, deadline: Instant) -> Result<Reply, OriginError> {
+        let all = request.upstream.in_order();
+        let count = all.len();
+        let mut failed = None;
+        for (at, upstream) in all.into_iter().enumerate() {
+            let request = Request { upstream, ..request.clone() };
+            let outcome = if at + 1 < count {
+                // The next one must get its turn while the client still waits.
+                let soon = deadline.min(Instant::now() + self.timeouts.headers / 2);
+                self.send_to(&request, soon, 1).await
+            } else {
+                self.send_to(&request, deadline, retry::TRIES).await
+            };
+            let error = match outcome {
+                Ok(reply) => return Ok(reply),
+                Err(error) => error,
+            };
+            if count > 1 {
+                tracing::debug!(upstream = upstream.name, %error, "one of several places of the content failed");
+            }
+            // What the registry itself says weighs more than the word of its mirrors.
+            if failed.is_none() || upstream.is_registry() {
+                failed = Some(error);
+            }
+        }
+        Err(failed.unwrap_or_else(|| OriginError::unavailable(request.upstream.host(), "was not asked")))
+    }
+
+    /// Sends a request until it has a usable response, the tries are used up, or the deadline is too near.
+    async fn send_to(&self, request: &Request<'_>, deadline: Instant, tries: u32) -> Result<Reply, OriginError> {
+        let upstream = request.upstream;
         let mut tried = 0;
         let mut last = None;
         loop {
+            self.let_rest(upstream, deadline, tries).await?;
             let Ok(outcome) = timeout_at(deadline, self.attempt(request)).await else {
-                return Err(last.unwrap_or_else(|| {
-                    OriginError::unavailable(request.upstream.host(), "no answer within the deadline")
-                }));
+                upstream.memory.failed(Instant::now());
+                return Err(
+                    last.unwrap_or_else(|| OriginError::unavailable(upstream.host(), "no answer within the deadline"))
+                );
             };
             let failure = match outcome {
-                Ok(reply) => return Ok(reply),
+                Ok(reply) => {
+                    upstream.memory.works();
+                    return Ok(reply);
+                }
                 Err(failure) => failure,
             };
             tried += 1;
-            let Some(pause) = retry::pause(failure.retry, tried, deadline, &self.timeouts) else {
+            let pause = retry::pause(failure.retry, tried, deadline, &self.timeouts).filter(|_| tried < tries);
+            let Some(pause) = pause else {
+                if matches!(failure.error, OriginError::Unavailable { .. }) {
+                    upstream.memory.failed(Instant::now());
+                }
                 return Err(failure.error);
             };
             tracing::debug!(error = %failure.error, tried, ?pause, "origin request failed, trying again");
@@ -86,7 +127,19 @@ impl Origin {
         }
     }
 
-    /// One try: at most one login, then redirects.
+    /// Waits until the registry may be asked again, if that is soon; whoever asked before heard it for everybody.
+    async fn let_rest(&self, upstream: &Upstream, deadline: Instant, tries: u32) -> Result<(), OriginError> {
+        while let Some(rest) = upstream.memory.resting(upstream.host(), Instant::now()) {
+            let pause = retry::pause(Retry::After(rest), 0, deadline, &self.timeouts).filter(|_| tries > 1);
+            let Some(pause) = pause else {
+                return Err(OriginError::RateLimited { host: upstream.host().to_owned(), retry_after: Some(rest) });
+            };
+            sleep(pause).await;
+        }
+        Ok(())
+    }
+
+    /// One try: at most one sign-in, then redirects.
     async fn attempt(&self, request: &Request<'_>) -> Result<Reply, Failure> {
         let upstream = request.upstream;
         let start = upstream.content_url(request.repository, request.kind, &request.reference);
@@ -102,14 +155,18 @@ impl Origin {
                 self.count_request(request);
             }
             let response = self.exchange(request, &url, authorization.as_ref().filter(|_| at_home)).await?;
-            if response.status() == StatusCode::UNAUTHORIZED && at_home && !challenged {
-                challenged = true;
-                authorization = Some(self.log_in(request, response.headers(), authorization.as_ref()).await?);
-                (url, redirects) = (start.clone(), 0);
-                continue;
+            if at_home && !challenged {
+                let answer = self.answer(request, &response, authorization.as_ref()).await?;
+                if answer.is_some() {
+                    challenged = true;
+                    authorization = answer;
+                    (url, redirects) = (start.clone(), 0);
+                    continue;
+                }
             }
             if !is_redirect(response.status()) {
-                return judge(request, Reply { response, host }, at_home);
+                let reply = Reply { response, host, memory: Arc::clone(&upstream.memory) };
+                return judge(request, reply, at_home);
             }
             redirects += 1;
             if redirects > REDIRECTS {
@@ -132,22 +189,46 @@ impl Origin {
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         headers.insert(ACCEPT, request.accept.clone().unwrap_or_else(|| HeaderValue::from_static("*/*")));
-        headers.extend(request.range.clone().map(|range| (RANGE, range)));
+        let ignores_ranges = request.upstream.memory.ranges(&authority(url), Instant::now()) == Some(false);
+        headers.extend(request.range.clone().filter(|_| !ignores_ranges).map(|range| (RANGE, range)));
         headers.extend(authorization.map(|value| (AUTHORIZATION, value.clone())));
         self.headers_of(request.upstream, request.method.clone(), url, headers).await
     }
 
-    async fn headers_of(
+    /// Any HTTP exchange with an upstream or what it points at, up to the response headers.
+    pub(super) async fn headers_of(
         &self,
         upstream: &Upstream,
         method: Method,
         url: &Url,
         headers: HeaderMap,
     ) -> Result<Response, Failure> {
+        self.headers_with(upstream, method, url, headers, None).await
+    }
+
+    /// The same with a form as the body.
+    pub(super) async fn headers_with(
+        &self,
+        upstream: &Upstream,
+        method: Method,
+        url: &Url,
+        headers: HeaderMap,
+        form: Option<String>,
+    ) -> Result<Response, Failure> {
         let host = authority(url);
-        let sent = upstream.client(url).request(method, url.clone()).headers(headers).send();
-        match timeout(self.timeouts.headers, sent).await {
-            Ok(Ok(response)) => Ok(response),
+        if let Some(rest) = upstream.memory.resting(&host, Instant::now()) {
+            let error = OriginError::RateLimited { host, retry_after: Some(rest) };
+            return Err(Failure { error, retry: Retry::After(rest) });
+        }
+        let mut sent = upstream.client(url).request(method, url.clone()).headers(headers);
+        if let Some(form) = form {
+            sent = sent.header(CONTENT_TYPE, "application/x-www-form-urlencoded").body(form);
+        }
+        match timeout(self.timeouts.headers, sent.send()).await {
+            Ok(Ok(response)) => {
+                self.note(upstream, &host, &response);
+                Ok(response)
+            }
             Ok(Err(error)) => Err(Failure::transport(&host, error)),
             Err(_) => {
                 let why = format!("no response headers within {:?}", self.timeouts.headers);
@@ -156,107 +237,18 @@ impl Origin {
         }
     }
 
-    /// The header to send with the first request: what the registry asked for before, so that it need not refuse first.
-    async fn known_authorization(&self, request: &Request<'_>) -> Result<Option<HeaderValue>, Failure> {
-        match request.upstream.challenge() {
-            None => Ok(None),
-            Some(Challenge::Basic) => Ok(request.upstream.basic().cloned()),
-            Some(Challenge::Bearer(bearer)) => {
-                match self.token(request, &Bearer { scopes: Vec::new(), ..bearer }, None).await {
-                    Ok(token) => Ok(Some(token.header)),
-                    // The registry may have moved to another way of logging in: let it say so.
-                    Err(failure) if failure.retry == Retry::Never => {
-                        request.upstream.remember(None);
-                        Ok(None)
-                    }
-                    Err(failure) => Err(failure),
-                }
-            }
+    /// Keeps what a response says about how often its host may be asked.
+    fn note(&self, upstream: &Upstream, host: &str, response: &Response) {
+        self.metrics.upstreams.note_ratelimit(&upstream.name, response.headers());
+        if !matches!(response.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+            return;
         }
-    }
-
-    /// Answers a 401. `refused` is the header that it came for.
-    async fn log_in(
-        &self,
-        request: &Request<'_>,
-        headers: &HeaderMap,
-        refused: Option<&HeaderValue>,
-    ) -> Result<HeaderValue, Failure> {
-        let upstream = request.upstream;
-        let mut challenges = auth::challenges(headers);
-        if challenges.is_empty() {
-            // Some registries refuse content without saying how to log in; their API root says it.
-            let response = self.headers_of(upstream, Method::GET, upstream.root_url(), HeaderMap::new()).await?;
-            challenges = auth::challenges(response.headers());
+        if let Some(wanted) = retry::retry_after(response.headers()) {
+            upstream.memory.rest(host, wanted, Instant::now());
+            let rest = upstream.memory.resting(host, Instant::now()).unwrap_or_default();
+            self.metrics.upstreams.note_rest(&upstream.name, rest);
+            tracing::info!(host, ?rest, "the origin asks to be left alone");
         }
-        let bearer = challenges.iter().find_map(|challenge| match challenge {
-            Challenge::Bearer(bearer) => Some(bearer),
-            Challenge::Basic => None,
-        });
-        if let Some(bearer) = bearer {
-            let token = self.token(request, bearer, refused).await?;
-            upstream.remember(Some(Challenge::Bearer(bearer.clone())));
-            return Ok(token.header);
-        }
-        match upstream.basic() {
-            // The same password is not offered twice.
-            Some(basic) if challenges.contains(&Challenge::Basic) && refused != Some(basic) => {
-                upstream.remember(Some(Challenge::Basic));
-                Ok(basic.clone())
-            }
-            _ => Err(Failure::fatal(OriginError::Denied { host: upstream.host().to_owned() })),
-        }
-    }
-
-    async fn token(
-        &self,
-        request: &Request<'_>,
-        bearer: &Bearer,
-        refused: Option<&HeaderValue>,
-    ) -> Result<Token, Failure> {
-        let fetch = self.fetch_token(request, bearer);
-        request.upstream.tokens.get(Instant::now(), request.repository, refused, fetch).await
-    }
-
-    /// Asks the realm for a token.
-    async fn fetch_token(&self, request: &Request<'_>, bearer: &Bearer) -> Result<Token, Failure> {
-        let upstream = request.upstream;
-        let realm = auth::check_realm(upstream.root_url(), &bearer.realm, upstream.realm_hosts())
-            .map_err(|error| Failure::fatal(OriginError::protocol(upstream.host(), error.to_string())))?;
-        let mut url = token_url(&realm, bearer, request.repository);
-        let asked = Instant::now();
-        for _ in 0..=REDIRECTS {
-            let host = authority(&url);
-            let fatal = |why: &str| Failure::fatal(OriginError::protocol(host.as_str(), why));
-            upstream.permit(&url).map_err(|why| fatal(&why))?;
-            let headers = upstream.basic().map(|basic| (AUTHORIZATION, basic.clone())).into_iter().collect();
-            self.metrics.origin_token_requests.inc();
-            let response = self.headers_of(upstream, Method::GET, &url, headers).await?;
-            if is_redirect(response.status()) {
-                let next = redirect_target(upstream, &url, response.headers()).map_err(|why| fatal(&why))?;
-                if !same_origin(&url, &next) {
-                    return Err(fatal("the token server redirects to another server"));
-                }
-                url = next;
-                continue;
-            }
-            if response.status() != StatusCode::OK {
-                return Err(match response.status() {
-                    // It is not the content that is missing.
-                    StatusCode::NOT_FOUND => fatal("there is no token server (404)"),
-                    status => refusal(status, response.headers(), host),
-                });
-            }
-            let body = timeout(self.timeouts.headers, collect(response, TOKEN_BYTES)).await;
-            let body = body
-                .map_err(|_| Failure::passing(OriginError::unavailable(host.as_str(), "the token server stalled")))?;
-            let body = body.map_err(|error| error.at(&host))?;
-            return Token::parse(&body, asked).ok_or_else(|| fatal("the token server granted no token"));
-        }
-        Err(Failure::fatal(OriginError::protocol(
-            authority(&url),
-            format!("the token server sent more than {REDIRECTS} redirects"),
-        )))
     }
 }
 
@@ -289,28 +281,12 @@ pub(super) async fn collect(mut response: Response, limit: usize) -> Result<Byte
     Ok(body.freeze())
 }
 
-/// The realm with service and scopes added to whatever query it has.
-fn token_url(realm: &Url, bearer: &Bearer, repository: &str) -> Url {
-    let mut url = realm.clone();
-    let given: Vec<(String, String)> = realm.query_pairs().into_owned().collect();
-    let default = [format!("repository:{repository}:pull")];
-    let scopes = if bearer.scopes.is_empty() { &default[..] } else { &bearer.scopes };
-    let service = bearer.service.iter().map(|service| ("service", service));
-    let wanted = service.chain(scopes.iter().map(|scope| ("scope", scope)));
-    let missing: Vec<_> =
-        wanted.filter(|(key, value)| !given.iter().any(|(name, held)| name == key && held == *value)).collect();
-    if !missing.is_empty() {
-        url.query_pairs_mut().extend_pairs(missing);
-    }
-    url
-}
-
-fn is_redirect(status: StatusCode) -> bool {
+pub(super) fn is_redirect(status: StatusCode) -> bool {
     matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
 }
 
 /// Where a redirect leads, if we may go there. The reason otherwise names no URL: it may be pre-signed.
-fn redirect_target(upstream: &Upstream, url: &Url, headers: &HeaderMap) -> Result<Url, String> {
+pub(super) fn redirect_target(upstream: &Upstream, url: &Url, headers: &HeaderMap) -> Result<Url, String> {
     let location = headers
         .get(LOCATION)
         .and_then(|location| location.to_str().ok())
@@ -331,8 +307,8 @@ fn judge(request: &Request<'_>, reply: Reply, at_home: bool) -> Result<Reply, Fa
         403 if is_head && !at_home => Ok(reply),
         _ => {
             let mut failure = refusal(status, reply.response.headers(), reply.host);
-            if !at_home && status == StatusCode::FORBIDDEN {
-                // A pre-signed URL that ran out: the registry signs another.
+            if !at_home && matches!(status.as_u16(), 400 | 403 | 410) {
+                // A pre-signed URL that ran out, as stores put it: the registry signs another.
                 failure.retry = Retry::Backoff;
             }
             Err(failure)
@@ -340,7 +316,7 @@ fn judge(request: &Request<'_>, reply: Reply, at_home: bool) -> Result<Reply, Fa
     }
 }
 
-fn refusal(status: StatusCode, headers: &HeaderMap, host: String) -> Failure {
+pub(super) fn refusal(status: StatusCode, headers: &HeaderMap, host: String) -> Failure {
     let retry_after = retry::retry_after(headers);
     let retry = retry_after.map_or(Retry::Backoff, Retry::After);
     match status.as_u16() {
@@ -350,28 +326,5 @@ fn refusal(status: StatusCode, headers: &HeaderMap, host: String) -> Failure {
         503 if retry_after.is_some() => Failure { error: OriginError::RateLimited { host, retry_after }, retry },
         408 | 500..=599 => Failure::passing(OriginError::unavailable(host, format!("answered {}", status.as_u16()))),
         _ => Failure::fatal(OriginError::protocol(host, format!("unexpected status {}", status.as_u16()))),
-    }
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "tests")]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_token_url_keeps_the_query_of_the_realm_and_repeats_nothing() {
-        let url = |realm: &str, service: Option<&str>, scopes: &[&str]| {
-            let bearer = Bearer {
-                realm: realm.to_owned(),
-                service: service.map(str::to_owned),
-                scopes: scopes.iter().map(|&scope| scope.to_owned()).collect(),
-            };
-            token_url(&realm.parse().unwrap(), &bearer, "a/b").to_string()
-        };
-        assert_eq!(
-            url("https://h/t?x=1", Some("s,t"), &["repository:c:pull,push", "y"]),
-            "https://h/t?x=1&service=s%2Ct&scope=repository%3Ac%3Apull%2Cpush&scope=y"
-        );
-        assert_eq!(url("https://h/t?scope=repository:a/b:pull", None, &[]), "https://h/t?scope=repository:a/b:pull");
     }
 }

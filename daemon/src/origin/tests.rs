@@ -7,7 +7,9 @@ use shoal_proto::digest::Algorithm;
 use super::*;
 
 mod content;
+mod grants;
 mod login;
+mod mirrors;
 mod server;
 mod trouble;
 

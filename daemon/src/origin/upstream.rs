@@ -6,19 +6,25 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use base64::{Engine as _, prelude::BASE64_STANDARD};
-use reqwest::{Certificate, Client, ClientBuilder, header::HeaderValue, redirect};
+use reqwest::Client;
+use tokio::time::Instant;
 use url::Url;
 
 use crate::{
-    credentials::Credentials,
+    credentials::{Credential, Credentials},
     origin::{
         Kind, OriginTimeouts,
+        account::Account,
         auth::Challenge,
-        reach::{self, Guard, GuardedResolver, HomeResolver, Refused},
+        connect,
+        memory::Memory,
+        reach::{self, Guard, Refused},
         token::Tokens,
     },
 };
+
+/// Mirrors of one upstream: a client waits for each that does not answer.
+const MIRRORS: usize = 8;
 
 /// How to reach one registry.
 #[derive(Clone)]
@@ -27,14 +33,20 @@ pub struct UpstreamSettings {
     pub name: String,
     /// `http://` or `https://`, a host, perhaps a path: `/v2/` goes behind the path unless the path starts with `/v2`.
     pub url: Url,
-    /// Who to log in as; anonymous if none.
+    /// Other places of the same content, asked in this order before the URL. One that fails is asked last for a while.
+    pub mirrors: Vec<Url>,
+    /// Who to log in as. Takes precedence over `credentials`, and is never shown to mirrors.
     pub username: Option<String>,
     /// Goes with the user name.
     pub password: Option<String>,
-    /// Where credentials are looked up, by `name`.
+    /// Where credentials are looked up: by `name` for the URL, by `host` or `host:port` for a mirror.
     pub credentials: Credentials,
     /// PEM file of certificate authorities to trust on top of the system's.
     pub ca_file: Option<PathBuf>,
+    /// PEM file of the certificate (and its chain) that is shown to the registry and its mirrors, and to nobody else.
+    pub client_cert_file: Option<PathBuf>,
+    /// PEM file of its private key.
+    pub client_key_file: Option<PathBuf>,
     /// Lets redirects and token realms of a public registry lead to private (never loopback or link-local) addresses.
     pub allow_private: bool,
     /// Hosts beyond the registry's own site that may be its token realm and get its credentials.
@@ -48,10 +60,13 @@ impl UpstreamSettings {
         Self {
             name: name.into(),
             url,
+            mirrors: Vec::new(),
             username: None,
             password: None,
             credentials: Credentials::default(),
             ca_file: None,
+            client_cert_file: None,
+            client_key_file: None,
             allow_private: false,
             realm_hosts: Vec::new(),
         }
@@ -77,14 +92,15 @@ pub struct UpstreamError {
     pub problem: String,
 }
 
-/// One allow-listed upstream registry, ready for use. Holds its connections, its login state and its tokens.
+/// One allow-listed upstream registry, ready for use. Holds its connections, its login state and its tokens. A mirror is an
+/// upstream of its own.
 pub struct Upstream {
     /// The name clients use, for example `docker.io` or `registry.test:5000`.
     pub name: String,
     /// Ends in `/v2/`, or with `/v2/some/prefix/`.
     base: Url,
     host: String,
-    basic: Option<HeaderValue>,
+    account: Account,
     realm_hosts: Vec<String>,
     guard: Arc<Guard>,
     /// For the registry itself.
@@ -94,13 +110,16 @@ pub struct Upstream {
     /// What it asked for last; none until it asked.
     challenge: Mutex<Option<Challenge>>,
     pub(super) tokens: Tokens,
+    pub(super) memory: Arc<Memory>,
+    mirrors: Vec<Self>,
+    is_mirror: bool,
 }
 
 impl Upstream {
-    /// Prepares an upstream with the default connect deadline. Reads its CA file; does not connect.
+    /// Prepares an upstream with the default connect deadline. Reads its certificate files; does not connect.
     ///
     /// # Errors
-    /// The URL or the credentials cannot be used, or the CA file cannot be read.
+    /// The URL, a mirror or the credentials cannot be used, or a certificate file cannot be read.
     pub fn new(settings: UpstreamSettings) -> Result<Self, UpstreamError> {
         Self::with_timeouts(settings, &OriginTimeouts::default())
     }
@@ -112,37 +131,53 @@ impl Upstream {
     pub fn with_timeouts(settings: UpstreamSettings, timeouts: &OriginTimeouts) -> Result<Self, UpstreamError> {
         let name = settings.name.clone();
         let fail = |problem: String| UpstreamError { name: name.clone(), problem };
+        if settings.mirrors.len() > MIRRORS {
+            return Err(fail(format!("more than {MIRRORS} mirrors")));
+        }
+        let mirrors = settings.mirrors.iter().map(|url| {
+            let mirror = Self::with_timeouts(mirror(&settings, url), timeouts)?;
+            Ok::<_, UpstreamError>(Self { is_mirror: true, ..mirror })
+        });
+        let mirrors = mirrors.collect::<Result<_, _>>().map_err(|error| fail(error.to_string()))?;
         let base = base_url(&settings.url).map_err(|problem| fail(problem.to_owned()))?;
-        let basic = basic_header(settings.username.as_deref(), settings.password.as_deref());
-        let basic = basic.map_err(|problem| fail(problem.to_owned()))?;
-        let certificates = match &settings.ca_file {
-            None => Vec::new(),
-            Some(path) => std::fs::read(path)
-                .map_err(|error| error.to_string())
-                .and_then(|pem| Certificate::from_pem_bundle(&pem).map_err(|error| error.to_string()))
-                .and_then(|found| if found.is_empty() { Err("no PEM certificate in it".to_owned()) } else { Ok(found) })
-                .map_err(|error| fail(format!("CA file {}: {error}", path.display())))?,
-        };
+        let credentials = credentials(&settings).map_err(|problem| fail(problem.to_owned()))?;
         let guard = Arc::new(Guard::new(&base, settings.allow_private));
-        let host = base.host_str().unwrap_or_default();
-        let home = || HomeResolver { guard: Arc::clone(&guard), host: host.to_owned() };
-        let home =
-            build(|| client_builder(&base, timeouts).dns_resolver(home()), &certificates, &base).map_err(&fail)?;
-        let abroad = || GuardedResolver { guard: Arc::clone(&guard), proxies: reach::proxy_names() };
-        let abroad =
-            build(|| client_builder(&base, timeouts).dns_resolver(abroad()), &certificates, &base).map_err(&fail)?;
+        let (home, abroad) = connect::clients(&settings, &base, &guard, timeouts).map_err(fail)?;
         Ok(Self {
+            account: Account::new(credentials, settings.name.clone()),
             name: settings.name,
             host: authority(&base),
             base,
-            basic,
             realm_hosts: settings.realm_hosts,
             guard,
             home,
             abroad,
             challenge: Mutex::new(None),
             tokens: Tokens::default(),
+            memory: Arc::default(),
+            mirrors,
+            is_mirror: false,
         })
+    }
+
+    /// Everybody who may have the content, in the order to ask: mirrors, then the registry itself; those that failed lately last.
+    pub(super) fn in_order(&self) -> Vec<&Self> {
+        let mut all: Vec<_> = self.mirrors.iter().chain([self]).collect();
+        let now = Instant::now();
+        all.sort_by_cached_key(|upstream| upstream.memory.is_failing(now));
+        all
+    }
+
+    /// Whether this is the registry itself, and not one of its mirrors.
+    pub(super) const fn is_registry(&self) -> bool {
+        !self.is_mirror
+    }
+
+    /// Whether the host that served the last blob of this upstream answers ranges; none as long as that is not known. Before
+    /// several streams of one blob are opened, this is worth a question: one that ignores ranges sends all of it each time.
+    #[must_use]
+    pub fn answers_ranges(&self) -> Option<bool> {
+        self.in_order().first()?.memory.blob_ranges(Instant::now())
     }
 
     /// `host` or `host:port` of the registry, as in errors.
@@ -196,8 +231,9 @@ impl Upstream {
         }
     }
 
-    pub(super) const fn basic(&self) -> Option<&HeaderValue> {
-        self.basic.as_ref()
+    /// Who we are there.
+    pub(super) const fn account(&self) -> &Account {
+        &self.account
     }
 
     pub(super) fn realm_hosts(&self) -> &[String] {
@@ -246,6 +282,30 @@ fn at_docker_hub(url: &mut Url) {
     }
 }
 
+/// A mirror has the trust of its upstream, but neither its name nor its password.
+fn mirror(settings: &UpstreamSettings, url: &Url) -> UpstreamSettings {
+    UpstreamSettings {
+        name: authority(url),
+        url: url.clone(),
+        mirrors: Vec::new(),
+        username: None,
+        password: None,
+        ..settings.clone()
+    }
+}
+
+fn credentials(settings: &UpstreamSettings) -> Result<Credentials, &'static str> {
+    let (username, password) = match (&settings.username, &settings.password) {
+        (None, None) => return Ok(settings.credentials.clone()),
+        (Some(username), Some(password)) => (username.clone(), password.clone()),
+        _ => return Err("a username needs a password and the other way round"),
+    };
+    if username.contains(':') {
+        return Err("a username must not contain a colon");
+    }
+    Ok(Credentials::fixed(Some(Credential::Basic { username, password })))
+}
+
 /// `host` or `host:port`: what errors and logs show of a URL.
 pub(super) fn authority(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
@@ -280,45 +340,6 @@ fn base_url(url: &Url) -> Result<Url, &'static str> {
         path.push("");
     }
     Ok(base)
-}
-
-fn basic_header(username: Option<&str>, password: Option<&str>) -> Result<Option<HeaderValue>, &'static str> {
-    let (username, password) = match (username, password) {
-        (None, None) => return Ok(None),
-        (Some(username), Some(password)) => (username, password),
-        _ => return Err("a username needs a password and the other way round"),
-    };
-    if username.contains(':') {
-        return Err("a username must not contain a colon");
-    }
-    let text = format!("Basic {}", BASE64_STANDARD.encode(format!("{username}:{password}")));
-    let mut header = HeaderValue::try_from(text).map_err(|_| "the credentials do not fit into a header")?;
-    header.set_sensitive(true);
-    Ok(Some(header))
-}
-
-fn client_builder(base: &Url, timeouts: &OriginTimeouts) -> ClientBuilder {
-    let builder = Client::builder()
-        .user_agent(concat!("shoal/", env!("CARGO_PKG_VERSION")))
-        .redirect(redirect::Policy::none())
-        .retry(reqwest::retry::never())
-        .referer(false)
-        .http1_only()
-        .connect_timeout(timeouts.connect);
-    if reach::is_loopback(base) { builder.no_proxy() } else { builder }
-}
-
-/// Builds a client; a machine without any system certificates still serves plain registries and those with a CA file.
-fn build(builder: impl Fn() -> ClientBuilder, certificates: &[Certificate], base: &Url) -> Result<Client, String> {
-    let certificates = || certificates.iter().cloned();
-    let error = match builder().tls_certs_merge(certificates()).build() {
-        Ok(client) => return Ok(client),
-        Err(error) => error,
-    };
-    if base.scheme() == "http" || certificates().next().is_some() {
-        return builder().tls_certs_only(certificates()).build().map_err(|error| error.to_string());
-    }
-    Err(format!("no HTTPS client: {error}; install the system's CA certificates or set ca_file"))
 }
 
 #[cfg(test)]

@@ -450,7 +450,11 @@ impl Fetch {
         lease.bytes += run.bytes;
         match failure {
             None => {}
-            Some(OriginFailure::Transient { retry_after }) if lease.tries + 1 < cx.limits.origin_tries => {
+            // An origin that wants to be left alone for longer than anybody waits is no help to this fetch.
+            Some(OriginFailure::Transient { retry_after })
+                if lease.tries + 1 < cx.limits.origin_tries
+                    && retry_after.is_none_or(|rest| rest <= cx.limits.retry_after_max) =>
+            {
                 let pause = cx.limits.origin_backoff * (1 << lease.tries.min(6));
                 lease.tries += 1;
                 let pause = pause.mul_f64(cx.rng.random_range(0.5..1.5)).max(retry_after.unwrap_or_default());

@@ -15,7 +15,7 @@ use super::{Fault, Served, State};
 /// Bytes in one frame: also how precisely faults hit.
 const FRAME: usize = 16 * 1024;
 
-pub(super) type OriginBody = BoxBody<Bytes, io::Error>;
+pub(crate) type OriginBody = BoxBody<Bytes, io::Error>;
 
 pub(super) fn empty() -> OriginBody {
     Empty::new().map_err(|never| match never {}).boxed()

@@ -108,23 +108,24 @@ fn respond(
     let ranges_allowed = path.contains("/blobs/");
     content(
         state,
-        request,
+        request.method() == Method::HEAD,
         served,
         &Content { digest, bytes, media_type, range: range.filter(|_| ranges_allowed) },
         fault,
     )
 }
 
-struct Content<'a> {
-    digest: String,
-    bytes: Bytes,
-    media_type: String,
-    range: Option<&'a str>,
+/// What is handed out, and which part of it was asked for.
+pub(crate) struct Content<'a> {
+    pub(crate) digest: String,
+    pub(crate) bytes: Bytes,
+    pub(crate) media_type: String,
+    pub(crate) range: Option<&'a str>,
 }
 
-fn content(
+pub(crate) fn content(
     state: &Arc<State>,
-    request: &Request<Incoming>,
+    is_head: bool,
     served: &Arc<Served>,
     content: &Content<'_>,
     fault: Option<Fault>,
@@ -141,11 +142,8 @@ fn content(
         }
     };
     let part = content.bytes.slice(from as usize..to as usize);
-    let payload = if request.method() == Method::HEAD {
-        body::empty()
-    } else {
-        body::streamed(part, Arc::clone(state), Arc::clone(served), fault)
-    };
+    let payload =
+        if is_head { body::empty() } else { body::streamed(part, Arc::clone(state), Arc::clone(served), fault) };
     let blob = served.path.contains("/blobs/");
     let media_type = if blob { "application/octet-stream" } else { &content.media_type };
     let mut response = Response::builder()
@@ -221,19 +219,19 @@ fn basic(user: &str, password: &str) -> String {
     format!("Basic {}", BASE64_STANDARD.encode(format!("{user}:{password}")))
 }
 
-fn corrupted(bytes: &Bytes, at: u64) -> Bytes {
+pub(crate) fn corrupted(bytes: &Bytes, at: u64) -> Bytes {
     let mut bytes = bytes.to_vec();
     bytes[at as usize] ^= 1;
     bytes.into()
 }
 
-fn plain(status: StatusCode, text: &str) -> Response<OriginBody> {
+pub(crate) fn plain(status: StatusCode, text: &str) -> Response<OriginBody> {
     let mut response = Response::new(body::full(text));
     *response.status_mut() = status;
     response
 }
 
-fn joined(headers: &HeaderMap) -> BTreeMap<String, String> {
+pub(crate) fn joined(headers: &HeaderMap) -> BTreeMap<String, String> {
     let mut all: BTreeMap<String, String> = BTreeMap::new();
     for (name, value) in headers {
         let value = String::from_utf8_lossy(value.as_bytes());

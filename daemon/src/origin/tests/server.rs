@@ -18,6 +18,8 @@ pub(super) struct Seen {
     pub(super) method: String,
     pub(super) target: String,
     headers: HashMap<String, String>,
+    /// With a length.
+    pub(super) body: String,
 }
 
 impl Seen {
@@ -180,5 +182,10 @@ async fn read(stream: &mut (impl AsyncRead + Unpin)) -> std::io::Result<Option<S
     let headers = lines
         .filter_map(|line| line.split_once(": "))
         .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()));
-    Ok(Some(Seen { method: first.next().unwrap(), target: first.next().unwrap(), headers: headers.collect() }))
+    let headers: HashMap<_, _> = headers.collect();
+    let length = headers.get("content-length").map_or(0, |length| length.parse().unwrap());
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).await?;
+    let body = String::from_utf8(body).unwrap();
+    Ok(Some(Seen { method: first.next().unwrap(), target: first.next().unwrap(), headers, body }))
 }

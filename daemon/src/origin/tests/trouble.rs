@@ -36,20 +36,76 @@ async fn passing_failures_are_tried_three_times() {
 }
 
 #[tokio::test]
-async fn retry_after_is_honoured_if_it_fits_and_otherwise_reported_at_once() {
+async fn a_short_rest_is_waited_for_and_a_long_one_is_reported_at_once() {
     for status in [429, 503] {
         let server = after(1, Reply::status(status).with("Retry-After", "0")).await;
         assert_eq!(fetch(&client(), &blob(&server), 0).await.unwrap(), BLOB);
-        for (later, named) in [("3600", Duration::from_secs(3600)), ("Wed, 21 Oct 2099 07:28:00 GMT", Duration::MAX)] {
+        for later in ["3600", "Wed, 21 Oct 2099 07:28:00 GMT"] {
             let server = after(1, Reply::status(status).with("Retry-After", later)).await;
             let limited = fetch(&client(), &blob(&server), 0).await;
             assert!(
-                matches!(limited, Err(OriginError::RateLimited { retry_after: Some(after), .. }) if after == named),
+                matches!(limited, Err(OriginError::RateLimited { retry_after: Some(after), .. }) if after >= HOUR),
                 "{limited:?}"
             );
             assert_eq!(server.seen().len(), 1);
         }
     }
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+#[tokio::test]
+async fn an_origin_that_asked_to_be_left_alone_is_not_asked_by_anybody() {
+    let limited = Reply::status(429).with("Retry-After", "3600").with("RateLimit-Remaining", "0;w=21600");
+    let server = after(1, limited).await;
+    let (client, source) = (client(), blob(&server));
+    let first = fetch(&client, &source, 0).await;
+    assert!(matches!(first, Err(OriginError::RateLimited { .. })), "{first:?}");
+    let other = Source { repository: "team/other".to_owned(), ..source.clone() };
+    let tag = client.resolve(&source.upstream, "team/app", "v1", "").await.map(drop);
+    for refused in [fetch(&client, &other, 0).await.map(drop), client.size(&source, &digest()).await.map(drop), tag] {
+        let Err(OriginError::RateLimited { host, retry_after: Some(rest) }) = refused else { panic!("{refused:?}") };
+        assert!(rest <= HOUR && host == source.upstream.host(), "{host} {rest:?}");
+    }
+    assert_eq!(server.seen().len(), 1);
+    let page = client.metrics.encode();
+    assert!(page.contains("shoal_origin_ratelimit_remaining{upstream=\"registry.test\"} 0\n"), "{page}");
+    assert!(page.contains("shoal_origin_rest_until_timestamp_seconds{upstream=\"registry.test\"} "), "{page}");
+}
+
+#[tokio::test]
+async fn a_token_server_that_asks_to_be_left_alone_is_left_alone() {
+    let server = Server::start(|request, own| match request.target.starts_with("/token") {
+        true => Reply::status(429).with("Retry-After", "60"),
+        false => {
+            let realm = own.replace("127.0.0.1", "localhost");
+            Reply::status(401).with("WWW-Authenticate", format!(r#"Bearer realm="{realm}/token""#))
+        }
+    })
+    .await;
+    let (client, source) = (client(), blob(&server));
+    for repository in ["team/one", "team/two"] {
+        let source = Source { repository: repository.to_owned(), ..source.clone() };
+        let limited = fetch(&client, &source, 0).await;
+        let Err(OriginError::RateLimited { host, .. }) = limited else { panic!("{limited:?}") };
+        assert!(host.starts_with("localhost:"), "{host}");
+    }
+    assert_eq!(server.seen().iter().filter(|request| request.target.starts_with("/token")).count(), 1);
+}
+
+#[tokio::test]
+async fn a_store_that_ignores_ranges_is_asked_for_no_others() {
+    let store = after(0, Reply::ok(b"")).await;
+    let to = store.url.clone();
+    let server = Server::start(move |_, _| Reply::redirect(&to)).await;
+    let (client, source) = (client(), blob(&server));
+    assert_eq!(source.upstream.answers_ranges(), None);
+    for from in [12, 15] {
+        assert_eq!(fetch(&client, &source, from).await.unwrap(), &BLOB[from as usize..]);
+        assert_eq!(source.upstream.answers_ranges(), Some(false));
+    }
+    let asked: Vec<_> = store.seen().iter().map(|request| request.header("range").map(str::to_owned)).collect();
+    assert_eq!(asked, [Some("bytes=12-".to_owned()), None]);
 }
 
 #[tokio::test]
@@ -108,11 +164,13 @@ async fn a_redirect_loop_ends_after_five() {
 
 #[tokio::test]
 async fn a_pre_signed_url_that_ran_out_is_asked_of_the_registry_again() {
-    let store = after(1, Reply::status(403)).await;
-    let to = store.url.clone();
-    let server = Server::start(move |_, _| Reply::redirect(&to)).await;
-    assert_eq!(fetch(&client(), &blob(&server), 0).await.unwrap(), BLOB);
-    assert_eq!((store.seen().len(), server.seen().len()), (2, 2));
+    for status in [400, 403, 410] {
+        let store = after(1, Reply::status(status)).await;
+        let to = store.url.clone();
+        let server = Server::start(move |_, _| Reply::redirect(&to)).await;
+        assert_eq!(fetch(&client(), &blob(&server), 0).await.unwrap(), BLOB);
+        assert_eq!((store.seen().len(), server.seen().len()), (2, 2));
+    }
 }
 
 #[tokio::test]
@@ -165,4 +223,59 @@ async fn a_certificate_is_trusted_by_the_ca_file_of_its_upstream_only() {
         assert_unavailable(fetch(&client(), &blob_of(Arc::new(wary)), 0).await, "certificate");
     }
     assert_eq!(server.seen().len(), 1);
+}
+
+#[tokio::test]
+async fn a_client_certificate_is_shown_to_the_registry_and_not_to_its_stores() {
+    let directory = tempfile::tempdir().unwrap();
+    let [(cert_file, _), (client_cert_file, client_key_file)] = ["server", "client"].map(|name| {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let (cert, key) = (directory.path().join(name), directory.path().join(format!("{name}.key")));
+        std::fs::write(&cert, made.cert.pem()).unwrap();
+        std::fs::write(&key, made.key_pair.serialize_pem()).unwrap();
+        (cert, key)
+    });
+    let shown = |file: &std::path::Path| {
+        use rustls::pki_types::pem::PemObject as _;
+        rustls::pki_types::CertificateDer::from_pem_file(file).unwrap()
+    };
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(shown(&client_cert_file)).unwrap();
+    let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
+    let tls = || {
+        use rustls::pki_types::pem::PemObject as _;
+        let key = rustls::pki_types::PrivateKeyDer::from_pem_file(directory.path().join("server.key")).unwrap();
+        let tls = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider));
+        (tls.with_safe_default_protocol_versions().unwrap(), shown(&cert_file), key)
+    };
+    let (strict, certificate, key) = tls();
+    let strict = strict.with_client_cert_verifier(verifier.build().unwrap());
+    let strict = strict.with_single_cert(vec![certificate], key).unwrap();
+    let store = Server::start_tls(strict.clone(), |_, _| Reply::ok(BLOB)).await;
+    let to = store.url.clone();
+    let server = Server::start_tls(strict, move |request, _| match request.target.contains("/blobs/") {
+        true => Reply::redirect(&to),
+        false => Reply::ok(BLOB),
+    })
+    .await;
+    let with_certificate = UpstreamSettings {
+        ca_file: Some(cert_file.clone()),
+        client_cert_file: Some(client_cert_file),
+        client_key_file: Some(client_key_file.clone()),
+        ..settings(&server)
+    };
+    let upstream = Arc::new(Upstream::new(with_certificate.clone()).unwrap());
+    let manifest = Source { kind: Kind::Manifest, ..blob_of(Arc::clone(&upstream)) };
+    assert_eq!(fetch(&client(), &manifest, 0).await.unwrap(), BLOB);
+    assert!(fetch(&client(), &blob_of(upstream), 0).await.is_err(), "the store asks for a certificate, and gets none");
+    assert!(!server.seen().is_empty() && store.seen().is_empty());
+    for wrong in [
+        UpstreamSettings { client_key_file: None, ..with_certificate.clone() },
+        UpstreamSettings { client_cert_file: Some(client_key_file), ..with_certificate.clone() },
+        UpstreamSettings { client_key_file: Some("/nonexistent.key".into()), ..with_certificate },
+    ] {
+        let error = Upstream::new(wrong).unwrap_err().to_string();
+        assert!(error.contains("key") && !error.contains("BEGIN"), "{error}");
+    }
 }
