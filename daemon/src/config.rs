@@ -208,7 +208,7 @@ pub enum StreamMode {
 }
 
 /// Where a configuration comes from. All of it is data: nothing global is read.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct ConfigSources {
     /// The TOML file, if one was named.
     pub file: Option<PathBuf>,
@@ -219,6 +219,13 @@ pub struct ConfigSources {
     pub flags: BTreeMap<String, Vec<String>>,
     /// Whether the daemon runs as root, which moves the default data directory.
     pub root: bool,
+}
+
+impl fmt::Debug for ConfigSources {
+    /// The environment is full of secrets, also those of others.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConfigSources").field("file", &self.file).field("root", &self.root).finish_non_exhaustive()
+    }
 }
 
 /// Why a configuration is refused. Prints as one line: which key where, what is wrong, what to do.

@@ -349,6 +349,7 @@ fn an_account_may_come_from_environment_variables() {
 
     let mixed = "[upstreams.\"a.test\"]\nusername = \"u\"\npassword_env = \"HUB_PASSWORD\"\n";
     assert_eq!(set().file(mixed).load().unwrap().upstreams[0].password.as_ref().unwrap().expose(), "hunter2");
+    assert!(!format!("{:?}", set().sources).contains("hunter2"));
     let unset = setup().env("HUB_USER", "u").env("HUB_PASSWORD", "").file(file).refused();
     assert_eq!(
         unset,

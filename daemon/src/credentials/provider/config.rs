@@ -176,7 +176,27 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
+    use proptest::{collection::vec, prelude::*};
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn a_damaged_document_never_ends_the_daemon(at in 0..GOOD.len(), bytes in vec(any::<u8>(), 0..4)) {
+            let mut text = GOOD.as_bytes().to_vec();
+            text.splice(at..(at + 2).min(text.len()), bytes);
+            if let Ok(providers) = parse(&text) {
+                prop_assert!(!providers.is_empty());
+            }
+        }
+
+        #[test]
+        fn a_time_of_any_form_is_read_or_refused(text in "[0-9.hmsnu+µ-]{0,12}") {
+            if let Ok(time) = duration(&text) {
+                prop_assert!(text.contains('0') || !time.is_zero() || text.contains("ns"));
+            }
+        }
+    }
 
     const GOOD: &str = "\
 # As the documentation of Kubernetes has it.

@@ -1,5 +1,7 @@
 //! What stands in files, how it is found there, and what happens when they change.
 
+use proptest::{collection::vec, prelude::*};
+
 use super::*;
 use crate::credentials::{
     docker::{DockerConfig, Said},
@@ -107,6 +109,21 @@ fn hostile_files_are_refused_and_their_secrets_repeated_nowhere() {
     }
     assert!(DockerConfig::parse(b"{\"auths\":{\"\xff\":{}}}", Path::new("x")).is_err(), "not UTF-8");
 }
+
+proptest! {
+    #[test]
+    fn a_damaged_file_is_refused_or_read_but_never_ends_the_daemon(at in 0..GOOD.len(), bytes in vec(any::<u8>(), 0..4)) {
+        let mut text = GOOD.as_bytes().to_vec();
+        text.splice(at..(at + 2).min(text.len()), bytes);
+        for file in ["config.json", ".dockercfg"] {
+            if let Ok(config) = DockerConfig::parse(&text, Path::new(file)) {
+                config.say(&Target { host: "a.test".to_owned(), repository: "team/x".to_owned() });
+            }
+        }
+    }
+}
+
+const GOOD: &str = r#"{"auths":{"https://*.test/v1/":{"auth":"dTpw"},"a.test/team":{"identitytoken":"t"}},"credHelpers":{"a.test":"x"}}"#;
 
 #[test]
 fn of_two_entries_under_one_key_the_last_counts_as_in_docker() {
