@@ -364,8 +364,6 @@ fn upstreams(config: &Config) -> Result<BTreeMap<String, Arc<Upstream>>, BuildEr
             mirrors: upstream.mirrors.clone(),
             client_cert_file: upstream.client_cert_file.clone(),
             client_key_file: upstream.client_key_file.clone(),
-            username: upstream.username.clone(),
-            password: upstream.read_password()?.map(|password| password.expose().to_owned()),
             credentials: credentials.remove(&upstream.name).unwrap_or_default(),
             realm_hosts: upstream.realm_hosts.clone(),
             ca_file: upstream.ca_file.clone(),
