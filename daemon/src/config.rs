@@ -55,6 +55,9 @@ pub struct Config {
     /// How long a resolved tag is believed.
     #[serde(serialize_with = "values::serialize_duration")]
     pub tag_ttl: Duration,
+    /// How much longer a tag is served, with a warning, while its origin cannot be asked; zero: not at all.
+    #[serde(serialize_with = "values::serialize_duration")]
+    pub stale_if_error: Duration,
     /// How long running requests may take to end after the first signal.
     #[serde(serialize_with = "values::serialize_duration")]
     pub shutdown_grace: Duration,
@@ -257,6 +260,7 @@ impl Config {
             log_filter,
             stream: layers.one("stream", values::stream)?.unwrap_or_default(),
             tag_ttl: layers.one("tag_ttl", values::duration)?.unwrap_or(Duration::from_secs(30)),
+            stale_if_error: layers.one("stale_if_error", values::duration)?.unwrap_or_default(),
             shutdown_grace: layers.one("shutdown_grace", values::duration)?.unwrap_or(Duration::from_secs(20)),
             registry_hosts: layers.list("registry_hosts", values::host)?.unwrap_or_default(),
             limits: LimitsConfig {

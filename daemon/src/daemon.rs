@@ -161,6 +161,7 @@ impl Daemon {
             default_upstream: config.default_upstream.clone(),
             hosts: config.registry_hosts.clone(),
             tag_ttl: config.tag_ttl,
+            stale_if_error: config.stale_if_error,
             stream_sealed: config.stream == StreamMode::Sealed,
             ..RegistryConfig::default()
         };

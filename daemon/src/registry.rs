@@ -1,10 +1,11 @@
 //! The registry front: the `/v2/` endpoint that containerd, podman, Docker and the rest pull from.
 //!
 //! It answers GET and HEAD of manifests and blobs for allow-listed upstreams. Content by digest comes from the node (store,
-//! peers, origin), tags are resolved at the origin only. Everything is answered or refused within the answer deadline, with
+//! peers, origin); tags are resolved and lists are asked at the origin only. Everything is answered or refused within the answer deadline, with
 //! a status that makes clients fall back (the `error` module says which and why).
 
 mod access;
+mod answers;
 mod blob;
 mod body;
 mod content;
@@ -12,6 +13,7 @@ mod error;
 #[cfg(test)]
 mod fake;
 mod guard;
+mod list;
 mod manifest;
 pub(crate) mod media;
 pub(crate) mod name;
@@ -47,6 +49,7 @@ use self::{
     content::{Content, Daemon, Deadline},
     error::{Code, Failure},
     guard::Guard,
+    list::Lists,
     name::Reference,
     route::{Route, Target, Upstreams},
     tags::Tags,
@@ -54,7 +57,7 @@ use self::{
 use crate::{
     metrics::Metrics,
     node::{Node, Want},
-    origin::{Kind, Origin, Source, Upstream},
+    origin::{Kind, Listing, Origin, Source, Upstream},
 };
 
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
@@ -74,6 +77,8 @@ pub struct RegistryConfig {
     pub hosts: Vec<String>,
     /// How long the origin's answer about a tag is believed.
     pub tag_ttl: Duration,
+    /// How much longer that answer may be told, with a warning, while the origin cannot be asked; zero: not at all.
+    pub stale_if_error: Duration,
     /// How long finding out what to answer may take; bodies may take longer. Clients wait for 30 s or for ever, so
     /// this is what keeps a pull from hanging on us.
     pub answer_deadline: Duration,
@@ -88,6 +93,7 @@ impl Default for RegistryConfig {
             default_upstream: None,
             hosts: Vec::new(),
             tag_ttl: Duration::from_secs(10),
+            stale_if_error: Duration::ZERO,
             answer_deadline: Duration::from_secs(4),
             stream_sealed: false,
         }
@@ -105,6 +111,7 @@ struct Inner {
     guard: Guard,
     content: Arc<dyn Content>,
     tags: Tags,
+    lists: Lists,
     answer_deadline: Duration,
     stream_sealed: bool,
     /// Memory for manifests on their way to clients, in units of the `manifest` module.
@@ -134,12 +141,14 @@ impl Registry {
     }
 
     fn with_content(config: RegistryConfig, content: Arc<dyn Content>, metrics: Arc<Metrics>) -> Self {
-        let RegistryConfig { upstreams, default_upstream, hosts, tag_ttl, answer_deadline, stream_sealed } = config;
+        let RegistryConfig { upstreams, default_upstream, hosts, .. } = config;
+        let RegistryConfig { tag_ttl, stale_if_error, answer_deadline, stream_sealed, .. } = config;
         let inner = Inner {
             upstreams: Upstreams::new(upstreams, default_upstream.as_deref()),
             guard: Guard::new(&hosts),
             content,
-            tags: Tags::new(tag_ttl, answer_deadline),
+            tags: Tags::new(tag_ttl, stale_if_error, answer_deadline),
+            lists: Lists::new(answer_deadline),
             answer_deadline,
             stream_sealed,
             manifests: Arc::new(Semaphore::new(manifest::PERMITS)),
@@ -194,6 +203,9 @@ impl Inner {
             Route::Blob(target, digest) => {
                 (target, deadline.bound(GRACE, blob::answer(self, target, digest, &request)).await)
             }
+            Route::List(target, listing, page) => {
+                (target, deadline.bound(GRACE, list::answer(self, target, listing, page)).await)
+            }
         };
         if let Some(namespace) = target.namespace.as_deref().and_then(|name| HeaderValue::from_str(name).ok()) {
             let mut answered = response.unwrap_or_else(|failure| failure.response());
@@ -222,7 +234,7 @@ impl Route {
     /// What kind of content is asked for, if it is any.
     const fn kind(&self) -> Option<Kind> {
         match self {
-            Self::Base => None,
+            Self::Base | Self::List(..) => None,
             Self::Manifest(..) => Some(Kind::Manifest),
             Self::Blob(..) => Some(Kind::Blob),
         }
@@ -239,6 +251,11 @@ impl fmt::Display for Route {
             Self::Manifest(target, Reference::Digest(digest)) | Self::Blob(target, digest) => {
                 write!(f, "{}/{}@{digest:?}", target.upstream.name, target.repository)
             }
+            Self::List(target, Listing::Tags, _) => write!(f, "tags of {}/{}", target.upstream.name, target.repository),
+            Self::List(target, Listing::Referrers(subject), _) => {
+                write!(f, "referrers of {}/{}@{subject:?}", target.upstream.name, target.repository)
+            }
+            Self::List(target, Listing::Catalog, _) => write!(f, "repositories of {}", target.upstream.name),
         }
     }
 }

@@ -61,6 +61,7 @@ const SAMPLES: &[(&str, &str, &str, &str)] = &[
     ("log", "\"json\"", "json", r#""json""#),
     ("stream", "\"sealed\"", "sealed", r#""sealed""#),
     ("tag_ttl", "\"5m\"", "5m", r#""300s""#),
+    ("stale_if_error", "\"2h\"", "2h", r#""7200s""#),
     ("shutdown_grace", "\"250ms\"", "250ms", r#""250ms""#),
     ("registry_hosts", "[\"Shoal.test\", \"[::2]\"]", "Shoal.test,[::2]", r#"["shoal.test","::2"]"#),
     ("limits.upload", "\"25MB/s\"", "25MB/s", ""),

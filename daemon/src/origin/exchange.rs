@@ -12,6 +12,7 @@ use crate::origin::{
     Kind, Origin, OriginError,
     auth::{self, Bearer, Challenge},
     error::{Failure, Retry, describe},
+    list::Place,
     retry,
     token::Token,
     upstream::{Upstream, authority, same_origin},
@@ -34,6 +35,19 @@ pub(super) struct Request<'a> {
     pub(super) method: Method,
     pub(super) accept: Option<HeaderValue>,
     pub(super) range: Option<HeaderValue>,
+    /// Where it is, if it is not content.
+    pub(super) place: Option<Place>,
+    /// What a token must be good for; empty: what the registry asks for, or else to pull from the repository.
+    pub(super) scopes: Vec<String>,
+}
+
+impl Request<'_> {
+    fn url(&self) -> Url {
+        match &self.place {
+            Some(place) => place.under(self.upstream.root_url()),
+            None => self.upstream.content_url(self.repository, self.kind, &self.reference),
+        }
+    }
 }
 
 /// A response that the caller must judge: 200, 206, 416, or for HEAD also a refusal of the method itself.
@@ -89,7 +103,7 @@ impl Origin {
     /// One try: at most one login, then redirects.
     async fn attempt(&self, request: &Request<'_>) -> Result<Reply, Failure> {
         let upstream = request.upstream;
-        let start = upstream.content_url(request.repository, request.kind, &request.reference);
+        let start = request.url();
         let mut authorization = self.known_authorization(request).await?;
         let mut url = start.clone();
         // Once a redirect has left the registry, nothing carries its credentials, not even the way back.
@@ -214,8 +228,14 @@ impl Origin {
         bearer: &Bearer,
         refused: Option<&HeaderValue>,
     ) -> Result<Token, Failure> {
-        let fetch = self.fetch_token(request, bearer);
-        request.upstream.tokens.get(Instant::now(), request.repository, refused, fetch).await
+        if request.scopes.is_empty() {
+            let fetch = self.fetch_token(request, bearer);
+            return request.upstream.tokens.get(Instant::now(), request.repository, refused, fetch).await;
+        }
+        // Kept apart from those to pull: whoever pulls must not replace what an upload under way needs.
+        let bearer = Bearer { scopes: request.scopes.clone(), ..bearer.clone() };
+        let fetch = self.fetch_token(request, &bearer);
+        request.upstream.tokens.get(Instant::now(), &request.scopes.join(" "), refused, fetch).await
     }
 
     /// Asks the realm for a token.

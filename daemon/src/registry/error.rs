@@ -83,10 +83,17 @@ impl Failure {
 
     /// What the origin's refusal means for a client asking for `kind`.
     pub(super) fn from_origin(error: &OriginError, kind: Kind) -> Self {
-        let unknown = match kind {
-            Kind::Blob => Code::BlobUnknown,
-            Kind::Manifest => Code::ManifestUnknown,
-        };
+        Self::from_origin_as(
+            error,
+            match kind {
+                Kind::Blob => Code::BlobUnknown,
+                Kind::Manifest => Code::ManifestUnknown,
+            },
+        )
+    }
+
+    /// The same for a client to whom `unknown` says what is not there.
+    pub(super) fn from_origin_as(error: &OriginError, unknown: Code) -> Self {
         match error {
             OriginError::NotFound { host } => Self::not_found(unknown, format!("not found at origin {host}")),
             OriginError::Denied { host } => Self::not_found(unknown, format!("access denied at origin {host}")),

@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use hyper::{
     HeaderMap, Response,
-    header::{ACCEPT, CONTENT_TYPE, HeaderValue},
+    header::{ACCEPT, CONTENT_TYPE, HeaderValue, WARNING},
 };
 use shoal_proto::digest::Digest;
 use tokio::sync::OwnedSemaphorePermit;
@@ -21,7 +21,7 @@ use super::{
     respond,
     route::Target,
 };
-use crate::origin::Kind;
+use crate::origin::{Kind, Resolved, warning};
 
 /// Largest manifest, in bytes; containerd refuses more than this too.
 const MANIFEST_BYTES: u64 = 4 << 20;
@@ -48,21 +48,47 @@ pub(super) async fn answer(
     reference: &Reference,
     request: &Request<'_>,
 ) -> Result<Response<Body>, Failure> {
-    let tag = match reference {
+    match reference {
         Reference::Digest(digest) => {
             let manifest = read(inner, target, digest, None, request).await?;
-            return document(request, digest, manifest);
+            document(request, digest, manifest)
         }
-        Reference::Tag(tag) => tag.clone(),
-    };
+        Reference::Tag(tag) => by_tag(inner, target, tag, request).await,
+    }
+}
+
+async fn by_tag(inner: &Inner, target: &Target, tag: &str, request: &Request<'_>) -> Result<Response<Body>, Failure> {
     let question = TagQuestion {
         upstream: Arc::clone(&target.upstream),
         repository: target.repository.clone(),
-        tag,
+        tag: tag.to_owned(),
         accept: accept(request.headers)?,
     };
-    let resolved = inner.tags.resolve(&inner.content, question.clone()).await;
-    let resolved = resolved.map_err(|error| Failure::from_origin(&error, Kind::Manifest))?;
+    let told = inner.tags.resolve(&inner.content, question.clone()).await;
+    let told = told.map_err(|error| Failure::from_origin(&error, Kind::Manifest))?;
+    let answered = resolved(inner, target, &told.value, request).await;
+    if answered.is_err() && told.stale.is_none() {
+        // The tag may have moved, or the answer was a lie: ask again next time.
+        inner.tags.forget(&question);
+    }
+    let mut response = answered?;
+    let stale = told.stale.and_then(|age| {
+        let (host, age) = (&target.upstream.name, age.as_secs());
+        warning(&format!("{host} cannot be asked: this is what the tag pointed at {age} s ago"))
+    });
+    for warning in stale.into_iter().chain(told.value.warnings) {
+        response.headers_mut().append(WARNING, warning);
+    }
+    Ok(response)
+}
+
+/// Answers for what a tag points at.
+async fn resolved(
+    inner: &Inner,
+    target: &Target,
+    resolved: &Resolved,
+    request: &Request<'_>,
+) -> Result<Response<Body>, Failure> {
     let media_type = media::essence(&resolved.media_type).ok_or_else(|| {
         Failure::unavailable(format!("origin {} told no media type for the tag", target.upstream.name))
     })?;
@@ -73,14 +99,8 @@ pub(super) async fn answer(
     if respond::not_modified(request.headers, &resolved.digest) {
         return Ok(respond::unmodified(&resolved.digest));
     }
-    match read(inner, target, &resolved.digest, Some(&media_type), request).await {
-        Ok(manifest) => document(request, &resolved.digest, manifest),
-        Err(failure) => {
-            // The tag may have moved, or the answer was a lie: ask again next time.
-            inner.tags.forget(&question);
-            Err(failure)
-        }
-    }
+    let manifest = read(inner, target, &resolved.digest, Some(&media_type), request).await?;
+    document(request, &resolved.digest, manifest)
 }
 
 /// Reads a manifest whole and tells its type, against what the origin `told` for the tag.
