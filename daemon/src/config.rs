@@ -103,6 +103,8 @@ pub struct UpstreamConfig {
     pub allow_private: bool,
     /// Hosts beyond the registry's own site that may be its token realm and get its credentials.
     pub realm_hosts: Vec<String>,
+    /// Whether clients on this machine may push through this node, with this upstream's account.
+    pub push: bool,
 }
 
 impl UpstreamConfig {

@@ -321,6 +321,7 @@ fn upstreams(config: &Config) -> Result<BTreeMap<String, Arc<Upstream>>, BuildEr
             realm_hosts: upstream.realm_hosts.clone(),
             ca_file: upstream.ca_file.clone(),
             allow_private: upstream.allow_private,
+            push: upstream.push,
             ..UpstreamSettings::new(upstream.name.clone(), upstream.url.clone())
         };
         upstreams.insert(upstream.name.clone(), Arc::new(Upstream::new(settings)?));

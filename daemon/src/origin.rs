@@ -17,6 +17,7 @@ mod body;
 mod error;
 mod exchange;
 mod list;
+mod push;
 mod reach;
 mod retry;
 #[cfg(test)]
@@ -28,6 +29,7 @@ mod warning;
 pub use body::Body;
 pub use error::OriginError;
 pub use list::{List, Listing};
+pub use push::{Location, Payload, Push, Pushed, Step};
 pub use upstream::{Upstream, UpstreamError, UpstreamSettings, default_url};
 pub(crate) use warning::warning;
 

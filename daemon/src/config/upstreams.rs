@@ -16,7 +16,8 @@ use super::{
 const DEFAULT_NAMES: [&str; 8] =
     ["docker.io", "ghcr.io", "quay.io", "registry.k8s.io", "gcr.io", "nvcr.io", "public.ecr.aws", "mcr.microsoft.com"];
 
-const FIELDS: [&str; 7] = ["url", "username", "password", "password_file", "ca_file", "allow_private", "realm_hosts"];
+const FIELDS: [&str; 8] =
+    ["url", "username", "password", "password_file", "ca_file", "allow_private", "realm_hosts", "push"];
 
 const URL_FORM: &str = "https://HOST[:PORT][/PATH], or http:// for a registry without TLS";
 const PAIR_FORM: &str = "NAME=URL, for example docker.io=https://registry-1.docker.io";
@@ -93,6 +94,7 @@ fn bare(name: String, url: Url) -> UpstreamConfig {
         ca_file: None,
         allow_private: false,
         realm_hosts: Vec::new(),
+        push: false,
     }
 }
 
@@ -183,6 +185,7 @@ fn from_table(layers: &Layers, name: &str, value: &Value) -> Result<UpstreamConf
         ca_file: text(fields, "ca_file").map_err(refused("ca_file"))?.map(PathBuf::from),
         allow_private: flag(fields, "allow_private").map_err(refused("allow_private"))?,
         realm_hosts: hosts(fields, "realm_hosts").map_err(refused("realm_hosts"))?,
+        push: flag(fields, "push").map_err(refused("push"))?,
         name,
     };
     check_credentials(&upstream).map_err(|(field, problem, hint)| ConfigError::Value {

@@ -151,7 +151,7 @@ impl Origin {
         self.headers_of(request.upstream, request.method.clone(), url, headers).await
     }
 
-    async fn headers_of(
+    pub(super) async fn headers_of(
         &self,
         upstream: &Upstream,
         method: Method,
@@ -171,7 +171,7 @@ impl Origin {
     }
 
     /// The header to send with the first request: what the registry asked for before, so that it need not refuse first.
-    async fn known_authorization(&self, request: &Request<'_>) -> Result<Option<HeaderValue>, Failure> {
+    pub(super) async fn known_authorization(&self, request: &Request<'_>) -> Result<Option<HeaderValue>, Failure> {
         match request.upstream.challenge() {
             None => Ok(None),
             Some(Challenge::Basic) => Ok(request.upstream.basic().cloned()),
@@ -190,7 +190,7 @@ impl Origin {
     }
 
     /// Answers a 401. `refused` is the header that it came for.
-    async fn log_in(
+    pub(super) async fn log_in(
         &self,
         request: &Request<'_>,
         headers: &HeaderMap,
@@ -360,7 +360,7 @@ fn judge(request: &Request<'_>, reply: Reply, at_home: bool) -> Result<Reply, Fa
     }
 }
 
-fn refusal(status: StatusCode, headers: &HeaderMap, host: String) -> Failure {
+pub(super) fn refusal(status: StatusCode, headers: &HeaderMap, host: String) -> Failure {
     let retry_after = retry::retry_after(headers);
     let retry = retry_after.map_or(Retry::Backoff, Retry::After);
     match status.as_u16() {

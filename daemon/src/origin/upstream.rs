@@ -34,6 +34,8 @@ pub struct UpstreamSettings {
     pub allow_private: bool,
     /// Hosts beyond the registry's own site that may be its token realm and get its credentials.
     pub realm_hosts: Vec<String>,
+    /// Lets clients push through this node.
+    pub push: bool,
 }
 
 impl UpstreamSettings {
@@ -48,6 +50,7 @@ impl UpstreamSettings {
             ca_file: None,
             allow_private: false,
             realm_hosts: Vec::new(),
+            push: false,
         }
     }
 }
@@ -75,6 +78,8 @@ pub struct UpstreamError {
 pub struct Upstream {
     /// The name clients use, for example `docker.io` or `registry.test:5000`.
     pub name: String,
+    /// Whether clients may push through this node.
+    pub push: bool,
     /// Ends in `/v2/`, or with `/v2/some/prefix/`.
     base: Url,
     host: String,
@@ -127,6 +132,7 @@ impl Upstream {
             build(|| client_builder(&base, timeouts).dns_resolver(abroad()), &certificates, &base).map_err(&fail)?;
         Ok(Self {
             name: settings.name,
+            push: settings.push,
             host: authority(&base),
             base,
             basic,

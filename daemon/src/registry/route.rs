@@ -336,7 +336,7 @@ mod tests {
             ("/v2/a/blobs/latest", Code::DigestInvalid),
             ("/v2/a/referrers/", Code::DigestInvalid),
             ("/v2/a/referrers/latest", Code::DigestInvalid),
-            ("/v2/a%2ftags/list", Code::NameInvalid),
+            ("/v2/a%2ftags/list", Code::Unsupported),
             ("/v2/evil.example/_catalog", Code::NameUnknown),
             ("/v2/quay.io/x/_catalog", Code::NameUnknown),
             ("/v2/a%2fmanifests%2fv1", Code::Unsupported),
