@@ -11,7 +11,8 @@ use tokio::time::{Instant, timeout_at};
 use super::error::Failure;
 use crate::{
     node::{Blob, Node, OpenError, Want},
-    origin::{List, Listing, Origin, OriginError, Resolved, Source, Upstream},
+    origin::{List, Listing, Origin, OriginError, Push, Pushed, Resolved, Source, Upstream},
+    store::Draft,
 };
 
 /// The bytes of a range in order; an error item means that the body must end early.
@@ -29,6 +30,12 @@ pub(super) trait Content: fmt::Debug + Send + Sync + 'static {
     fn resolve(&self, question: TagQuestion) -> BoxFuture<'static, Result<Resolved, OriginError>>;
     /// See [`Origin::list`].
     fn list(&self, question: ListQuestion) -> BoxFuture<'static, Result<List, OriginError>>;
+    /// See [`Origin::push`].
+    fn push(&self, push: Push) -> BoxFuture<'static, Result<Pushed, OriginError>>;
+    /// See [`Node::draft`].
+    fn draft(&self) -> BoxFuture<'static, Result<Draft, OpenError>>;
+    /// See [`Node::keep`].
+    fn keep(&self, draft: Draft, want: Want) -> BoxFuture<'static, Result<(), OpenError>>;
 }
 
 /// What is asked about a tag.
@@ -119,6 +126,21 @@ impl Content for Daemon {
             let ListQuestion { upstream, repository, listing, query } = question;
             origin.list(&upstream, &repository, &listing, &query).await
         })
+    }
+
+    fn push(&self, push: Push) -> BoxFuture<'static, Result<Pushed, OriginError>> {
+        let origin = Arc::clone(&self.origin);
+        Box::pin(async move { origin.push(push).await })
+    }
+
+    fn draft(&self) -> BoxFuture<'static, Result<Draft, OpenError>> {
+        let node = self.node.clone();
+        Box::pin(async move { node.draft().await })
+    }
+
+    fn keep(&self, draft: Draft, want: Want) -> BoxFuture<'static, Result<(), OpenError>> {
+        let node = self.node.clone();
+        Box::pin(async move { node.keep(draft, want).await })
     }
 }
 

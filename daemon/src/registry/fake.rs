@@ -21,7 +21,8 @@ use shoal_proto::digest::{Algorithm, Digest};
 use super::content::{Content, ListQuestion, Opened, TagQuestion};
 use crate::{
     node::{OpenError, Want},
-    origin::{Kind, List, OriginError, Resolved, Source, Upstream, warning},
+    origin::{Kind, List, OriginError, Push, Pushed, Resolved, Source, Upstream, warning},
+    store::Draft,
 };
 
 /// Bytes in each item of a body, so that bodies come in several.
@@ -31,6 +32,13 @@ const PART_BYTES: usize = 7;
 pub(super) fn upstream(name: &str) -> Arc<Upstream> {
     let url = url::Url::parse("http://127.0.0.1:9").expect("a URL");
     Arc::new(Upstream::new(crate::origin::UpstreamSettings::new(name, url)).expect("a plain upstream"))
+}
+
+/// The same, which may be pushed to.
+pub(super) fn upstream_with_push(name: &str) -> Arc<Upstream> {
+    let url = url::Url::parse("http://127.0.0.1:9").expect("a URL");
+    let settings = crate::origin::UpstreamSettings { push: true, ..crate::origin::UpstreamSettings::new(name, url) };
+    Arc::new(Upstream::new(settings).expect("a plain upstream"))
 }
 
 /// Answers from what it was given, and counts what it was asked.
@@ -55,6 +63,8 @@ pub(super) struct Fake {
     pub(super) sized: AtomicU64,
     /// Questions about lists.
     pub(super) listed: AtomicU64,
+    /// Requests of uploads.
+    pub(super) pushed: AtomicU64,
     /// While it is set, the origin cannot be asked.
     pub(super) down: AtomicBool,
 }
@@ -187,5 +197,19 @@ impl Content for Fake {
         }
         let list = self.lists.get(&(question.repository, question.query)).cloned();
         self.say(list.ok_or_else(|| unknown(&question.upstream.name)))
+    }
+
+    fn push(&self, push: Push) -> BoxFuture<'static, Result<Pushed, OriginError>> {
+        self.pushed.fetch_add(1, Relaxed);
+        let host = push.upstream.name.clone();
+        self.say(Err(self.origin_error.clone().unwrap_or(OriginError::NotFound { host })))
+    }
+
+    fn draft(&self) -> BoxFuture<'static, Result<Draft, OpenError>> {
+        self.say(Err(OpenError::Disk(String::from("no disk"))))
+    }
+
+    fn keep(&self, _draft: Draft, _want: Want) -> BoxFuture<'static, Result<(), OpenError>> {
+        self.say(Err(OpenError::Disk(String::from("no disk"))))
     }
 }

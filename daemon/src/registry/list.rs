@@ -57,6 +57,11 @@ impl Lists {
         Self(Answers::new(Bounds { entries: ENTRIES, ttl: TTL, stale: Duration::ZERO, patience }))
     }
 
+    /// Forgets all lists of a repository: it was pushed to.
+    pub(super) fn forget_repository(&self, target: &Target) {
+        self.0.forget(|key| key.upstream == target.upstream.name && key.repository == target.repository);
+    }
+
     async fn get(&self, content: &Arc<dyn Content>, question: ListQuestion) -> Result<Arc<List>, OriginError> {
         let ListQuestion { upstream, repository, listing, query } = question.clone();
         let host = upstream.name.clone();

@@ -12,7 +12,7 @@ use shoal_proto::digest::Digest;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
-    Inner, Request,
+    Inner, Request, blob,
     body::Body,
     content::TagQuestion,
     error::{Code, Failure},
@@ -24,11 +24,11 @@ use super::{
 use crate::origin::{Kind, Resolved, warning};
 
 /// Largest manifest, in bytes; containerd refuses more than this too.
-const MANIFEST_BYTES: u64 = 4 << 20;
+pub(super) const MANIFEST_BYTES: u64 = 4 << 20;
 /// Most memory that manifests on their way to clients may take.
 const BUDGET_BYTES: u64 = 64 << 20;
 /// The unit in which that memory is handed out.
-const PERMIT_BYTES: u64 = 1 << 10;
+pub(super) const PERMIT_BYTES: u64 = 1 << 10;
 /// Permits for [`Inner::manifests`].
 pub(super) const PERMITS: usize = (BUDGET_BYTES / PERMIT_BYTES) as usize;
 /// Longest `Accept`, all lines together, in bytes. The longest known client sends some 700.
@@ -50,6 +50,9 @@ pub(super) async fn answer(
 ) -> Result<Response<Body>, Failure> {
     match reference {
         Reference::Digest(digest) => {
+            if request.head && target.upstream.push {
+                blob::there(inner, &target.want(digest, Kind::Manifest), request).await?;
+            }
             let manifest = read(inner, target, digest, None, request).await?;
             document(request, digest, manifest)
         }

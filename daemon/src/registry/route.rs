@@ -9,6 +9,7 @@ use super::{
     error::{Code, Failure},
     list::Page,
     name::{self, NAME_BYTES, Reference},
+    push::Asked,
 };
 use crate::origin::{Listing, Upstream};
 
@@ -23,6 +24,8 @@ pub(super) enum Route {
     Blob(Target, shoal_proto::digest::Digest),
     /// `/v2/<name>/tags/list`, `/v2/<name>/referrers/<digest>`, `/v2/[<upstream>/]_catalog`.
     List(Target, Listing, Page),
+    /// A request that pushes.
+    Push(Target, Asked),
 }
 
 /// A repository of an allow-listed upstream.
@@ -100,7 +103,7 @@ impl Upstreams {
 
     /// Chooses the upstream: `ns`, else a first component that names an upstream, else the default. A first component
     /// that repeats what `ns` says (containerd with `override_path`) is not part of the repository.
-    fn target(&self, name: &str, query: Option<&str>) -> Result<Target, Failure> {
+    pub(super) fn target(&self, name: &str, query: Option<&str>) -> Result<Target, Failure> {
         if name.len() > NAME_BYTES {
             return Err(bad_name());
         }
@@ -135,6 +138,11 @@ impl Upstreams {
         };
         let upstream = Arc::clone(upstream.ok_or_else(unknown_registry)?);
         Ok(Target { upstream, repository: String::new(), namespace })
+    }
+
+    /// The upstream of exactly this name.
+    pub(super) fn named(&self, name: &str) -> Option<&Arc<Upstream>> {
+        self.by_name.get(name)
     }
 
     /// Host names do not differ by case; the allow-list is lower-case.

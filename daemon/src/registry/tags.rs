@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use super::{
     answers::{Answers, Bounds, Told},
     content::{Content, TagQuestion},
+    route::Target,
 };
 use crate::origin::{OriginError, Resolved};
 
@@ -54,6 +55,11 @@ impl Tags {
     ) -> Result<Told<Resolved>, OriginError> {
         let (key, host) = (Key::from(&question), question.upstream.name.clone());
         self.0.get(key, &host, || content.resolve(question)).await
+    }
+
+    /// Forgets all tags of a repository: it was pushed to.
+    pub(super) fn forget_repository(&self, target: &Target) {
+        self.0.forget(|key| key.upstream == target.upstream.name && key.repository == target.repository);
     }
 
     /// Forgets an answer that turned out to be of no use.

@@ -417,7 +417,7 @@ async fn one_connection_carries_many_requests() {
 #[tokio::test]
 async fn a_connection_too_many_is_told_so() {
     let registry = Registry::with_content(RegistryConfig::default(), Fake::default().shared(), Arc::default());
-    let request = hyper::Request::get("/v2/").body(()).unwrap();
+    let request = hyper::Request::get("/v2/").body(http_body_util::Empty::<Bytes>::new()).unwrap();
     let response = registry.answer(request, "127.0.0.1:5050".parse().unwrap(), true).await;
     assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
 }
@@ -452,7 +452,13 @@ async fn a_client_is_a_reader_while_it_is_sent_a_blob_and_the_first_byte_is_time
     let manifest_path = format!("/v2/docker.io/team/x/manifests/{}", digest(INDEX));
     let answer = async |method: &str, path: &str| {
         let request = hyper::Request::builder().method(method).uri(path).header("Host", "localhost");
-        registry.answer(request.body(()).unwrap(), "127.0.0.1:5050".parse().unwrap(), false).await
+        registry
+            .answer(
+                request.body(http_body_util::Empty::<Bytes>::new()).unwrap(),
+                "127.0.0.1:5050".parse().unwrap(),
+                false,
+            )
+            .await
     };
     let timed = |count: u32| metrics.encode().contains(&format!("shoal_first_byte_seconds_count {count}\n"));
 
@@ -605,5 +611,66 @@ async fn while_the_origin_is_down_a_tag_is_served_with_a_warning_if_that_is_conf
         }
         front.fake.down.store(false, Relaxed);
         assert_eq!(front.get(path).await.header("Warning"), None, "the origin is back");
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_pushed_to_an_upstream_that_does_not_allow_it() {
+    let front = Front::new(Fake::default()).await;
+    for (method, path) in [
+        ("POST", "/v2/docker.io/x/blobs/uploads/"),
+        ("POST", "/v2/docker.io/x/blobs/uploads/?digest=x"),
+        ("PATCH", "/v2/docker.io/x/blobs/uploads/1"),
+        ("PUT", "/v2/docker.io/x/blobs/uploads/1?digest=x"),
+        ("DELETE", "/v2/docker.io/x/blobs/uploads/1"),
+        ("PUT", "/v2/docker.io/x/manifests/v1"),
+        ("DELETE", "/v2/docker.io/x/manifests/v1"),
+    ] {
+        let reply = front.ask(method, path, &[]).await;
+        assert_eq!((reply.status, reply.code().as_str()), (405, "UNSUPPORTED"), "{method} {path}");
+    }
+    assert_eq!(front.fake.pushed.load(Relaxed), 0);
+}
+
+fn pushing(config: &mut RegistryConfig) {
+    let name = "registry.test:5000";
+    config.upstreams.insert(name.to_owned(), fake::upstream_with_push(name));
+}
+
+#[tokio::test]
+async fn a_push_that_fails_is_told_truthfully_and_never_with_a_challenge() {
+    let host = || String::from("registry.test");
+    for (error, status, code) in [
+        (OriginError::NotFound { host: host() }, 404, "NAME_UNKNOWN"),
+        (OriginError::Denied { host: host() }, 403, "DENIED"),
+        (OriginError::RateLimited { host: host(), retry_after: None }, 503, "UNAVAILABLE"),
+        (OriginError::Unavailable { host: host(), why: host() }, 503, "UNAVAILABLE"),
+    ] {
+        let front = Front::with(Fake::default().origin_failing(error), pushing).await;
+        let reply = front.ask("POST", "/v2/registry.test:5000/x/blobs/uploads/", &[]).await;
+        assert_eq!((reply.status, reply.code().as_str()), (status, code));
+        assert_eq!(reply.header("WWW-Authenticate"), None);
+    }
+}
+
+#[tokio::test]
+async fn a_push_that_makes_no_sense_is_refused_without_asking_anybody() {
+    let front = Front::with(Fake::default(), pushing).await;
+    let at = |rest: &str| format!("/v2/registry.test:5000/x/{rest}");
+    let sha = digest(b"");
+    for (method, path, headers, status, code) in [
+        ("PATCH", at("blobs/uploads/1"), &[][..], 404, "BLOB_UPLOAD_UNKNOWN"),
+        ("PUT", at(&format!("blobs/uploads/http://evil.test/?digest={sha}")), &[], 405, "UNSUPPORTED"),
+        ("GET", at("blobs/uploads/..%2f..%2fetc"), &[], 404, "BLOB_UPLOAD_UNKNOWN"),
+        ("POST", at("blobs/uploads/?digest=latest"), &[], 400, "DIGEST_INVALID"),
+        ("DELETE", at("manifests/v1"), &[], 405, "UNSUPPORTED"),
+        ("DELETE", at(&format!("blobs/{sha}")), &[], 405, "UNSUPPORTED"),
+        ("PUT", at("manifests/v1"), &[("Content-Length", "4194305")], 413, "SIZE_INVALID"),
+        ("POST", at("blobs/uploads/"), &[("Origin", "http://evil.example")], 403, "DENIED"),
+        ("POST", at("blobs/uploads/"), &[("Host", "evil.example")], 421, "DENIED"),
+    ] {
+        let reply = front.ask(method, &path, headers).await;
+        assert_eq!((reply.status, reply.code().as_str()), (status, code), "{method} {path}");
+        assert_eq!(front.fake.pushed.load(Relaxed), 0, "{method} {path}");
     }
 }
