@@ -274,6 +274,7 @@ impl Config {
         config.check_secret(&layers)?;
         config.check_ports(&layers)?;
         config.warn_of_isolation();
+        config.warn_of_pushes();
         Ok(config)
     }
 
@@ -311,6 +312,19 @@ impl Config {
         {
             self.warnings.push(format!(
                 "bootstrap: without secret_file this node talks to peers on loopback only, so it will not join {peer}"
+            ));
+        }
+    }
+
+    /// Whoever reaches the registry port pushes with the node's account.
+    fn warn_of_pushes(&mut self) {
+        let pushed: Vec<&str> =
+            (self.upstreams.iter().filter(|upstream| upstream.push)).map(|upstream| upstream.name.as_str()).collect();
+        let elsewhere = self.registry_listen.iter().find(|address| !address.ip().is_loopback());
+        if let (Some(address), false) = (elsewhere, pushed.is_empty()) {
+            self.warnings.push(format!(
+                "registry_listen: pushes to {} are taken on loopback addresses only, not on {address}",
+                pushed.join(", ")
             ));
         }
     }

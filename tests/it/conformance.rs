@@ -10,7 +10,7 @@ mod seed;
 use reqwest::{Method, RequestBuilder, Response};
 use shoal_tests::{
     daemon::{Daemon, Settings, client},
-    image::{Blob, Image, ImageSpec},
+    image::{Blob, Image, ImageSpec, media},
     layout::Format,
     origin::OriginDouble,
     registry::DockerRegistry,
@@ -36,7 +36,9 @@ impl Origin {
 
     /// Whether a blob, a manifest or a tag is there, seen without us.
     async fn has(&self, path: &str) -> bool {
-        client().get(format!("{}{path}", self.url())).send().await.unwrap().status() == 200
+        let request = client().get(format!("{}{path}", self.url()));
+        let request = request.header("accept", format!("{}, {}, */*", media::INDEX, media::MANIFEST));
+        request.send().await.unwrap().status() == 200
     }
 }
 

@@ -31,7 +31,6 @@ impl Stage {
         let image = ImageSpec::new(seed, &[3 * MIB, 20]).one_platform().build();
         let home = tempfile::tempdir().unwrap();
         fs::write(home.path().join("policy.json"), r#"{"default":[{"type":"insecureAcceptAnything"}]}"#).unwrap();
-        layout::write(&home.path().join("layout"), &image, "v1");
         Self { registry, daemon, image, home, _directory: directory }
     }
 
@@ -68,17 +67,15 @@ impl Stage {
 #[tokio::test(flavor = "multi_thread")]
 async fn podman_and_buildah_push_through_the_daemon() {
     for program in ["podman", "buildah"] {
-        if !available(&[program, "docker-registry"], true) {
+        if !available(&[program, "docker-registry", "skopeo"], true) {
             continue;
         }
         let stage = Stage::set(870).await;
+        stage.registry.push(&stage.image, Format::Oci, "source/app", "v1").await;
         let mut pull = stage.client(program);
-        pull.args(["pull", "--quiet", "--signature-policy", &stage.path("policy.json")]);
-        let id = must({
-            pull.arg(format!("oci:{}:v1", stage.path("layout")));
-            pull
-        })
-        .await;
+        pull.args(["pull", "--quiet", "--tls-verify=false", "--signature-policy", &stage.path("policy.json")]);
+        pull.arg(format!("docker://{}/source/app:v1", stage.registry.address()));
+        let id = must(pull).await;
         let mut push = stage.client(program);
         push.args(["push", "--quiet", "--tls-verify=false", "--signature-policy", &stage.path("policy.json")]);
         push.arg(id.trim()).arg(format!("docker://{}/origin.test/{REPOSITORY}:{program}", stage.daemon.registry()));

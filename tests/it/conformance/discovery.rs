@@ -45,13 +45,17 @@ async fn content_discovery_tags_must_be_200_with_all_of_them_and_404_for_an_unkn
 async fn content_discovery_tags_must_not_exceed_n_and_the_link_should_lead_to_the_rest_through_us() {
     for stage in stages(821).await {
         tag(&stage, &["a", "b", "c", "d"]).await;
-        for (start, namespace) in [(stage.at("tags/list"), ""), (format!("/v2/{REPOSITORY}/tags/list"), "&ns=origin.test")] {
+        for (start, namespace) in
+            [(stage.at("tags/list"), ""), (format!("/v2/{REPOSITORY}/tags/list"), "&ns=origin.test")]
+        {
             let (mut path, mut all) = (format!("{start}?n=2{namespace}"), Vec::new());
             loop {
                 let (tags, link) = list(&stage, &path).await;
                 assert!(tags.len() <= 2, "{stage}: {tags:?}");
                 all.extend(tags);
-                let Some(next) = link.strip_prefix('<').and_then(|link| link.strip_suffix(">; rel=\"next\"")) else { break };
+                let Some(next) = link.strip_prefix('<').and_then(|link| link.strip_suffix(">; rel=\"next\"")) else {
+                    break;
+                };
                 assert!(next.starts_with(&start) && next.contains("ns=") != namespace.is_empty(), "{stage}: {next}");
                 next.clone_into(&mut path);
             }
@@ -145,7 +149,8 @@ async fn content_discovery_referrers_should_be_filtered_by_artifact_type_and_say
         let artifacts = ["application/a", "application/b"].map(|kind| artifact(&stage, kind));
         for artifact in &artifacts {
             let put = stage.call(reqwest::Method::PUT, &stage.at(&format!("manifests/{}", artifact.digest)));
-            let put = put.header("content-type", artifact.media_type).body(artifact.bytes.clone()).send().await.unwrap();
+            let put =
+                put.header("content-type", artifact.media_type).body(artifact.bytes.clone()).send().await.unwrap();
             assert_eq!(put.status(), 201, "{stage}");
             // A registry that knows of subjects says so; else the client keeps the list itself.
             let subject = if stage.is_double() { stage.image.index.digest.as_str() } else { "" };
@@ -157,7 +162,8 @@ async fn content_discovery_referrers_should_be_filtered_by_artifact_type_and_say
                 entry["artifactType"] = json!(kind);
                 entry
             });
-            let index = json!({ "schemaVersion": 2, "mediaType": media::INDEX, "manifests": entries.collect::<Vec<_>>() });
+            let index =
+                json!({ "schemaVersion": 2, "mediaType": media::INDEX, "manifests": entries.collect::<Vec<_>>() });
             let tag = stage.image.index.digest.replace(':', "-");
             let put = stage.call(reqwest::Method::PUT, &stage.at(&format!("manifests/{tag}")));
             let put = put.header("content-type", media::INDEX).body(index.to_string()).send().await.unwrap();

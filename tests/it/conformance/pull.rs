@@ -101,7 +101,9 @@ async fn pull_what_the_client_has_is_not_sent_again() {
 async fn pull_a_malformed_digest_must_be_refused_and_reaches_no_origin() {
     let (stage, double) = modern(805).await;
     double.forget();
-    for digest in ["sha256:baddigeststring", &format!("sha256:{}", "A".repeat(64)), &format!("sha384:{}", "0".repeat(96))] {
+    for digest in
+        ["sha256:baddigeststring", &format!("sha256:{}", "A".repeat(64)), &format!("sha384:{}", "0".repeat(96))]
+    {
         for kind in ["blobs", "manifests", "referrers"] {
             let response = stage.daemon.get(&stage.at(&format!("{kind}/{digest}"))).send().await.unwrap();
             assert_eq!(response.status(), 400, "{kind}/{digest}");

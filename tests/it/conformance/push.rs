@@ -9,7 +9,7 @@ use shoal_tests::{
 use super::{Stage, code, header, layer, modern, pushing, stages, unknown};
 use crate::{MIB, REPOSITORY};
 
-pub fn sha512_of(bytes: &[u8]) -> String {
+pub(super) fn sha512_of(bytes: &[u8]) -> String {
     use sha2::{Digest, Sha512};
     use std::fmt::Write;
     Sha512::digest(bytes).iter().fold(String::from("sha512:"), |mut text, byte| {
@@ -95,7 +95,11 @@ async fn push_chunks_must_be_202_with_location_and_range_and_end_with_201() {
             let to = from + chunk.len() - 1;
             let patch = stage.go_on(Method::PATCH, &location).header("content-range", format!("{from}-{to}"));
             let patch = patch.body(chunk.to_vec()).send().await.unwrap();
-            assert_eq!((patch.status().as_u16(), header(&patch, "range")), (202, format!("0-{to}").as_str()), "{stage}");
+            assert_eq!(
+                (patch.status().as_u16(), header(&patch, "range")),
+                (202, format!("0-{to}").as_str()),
+                "{stage}"
+            );
             header(&patch, "location").clone_into(&mut location);
             from = to + 1;
         }
@@ -148,7 +152,9 @@ async fn push_hostile_content_ranges_are_refused_and_the_upload_goes_on() {
 async fn push_a_blob_that_is_not_its_digest_must_be_refused_and_is_nowhere() {
     for stage in stages(845).await {
         let digest = digest_of(b"something else");
-        for query in [finish(&stage.begin().await, &digest), finish(&stage.begin().await, "latest"), stage.begin().await] {
+        for query in
+            [finish(&stage.begin().await, &digest), finish(&stage.begin().await, "latest"), stage.begin().await]
+        {
             let put = stage.go_on(Method::PUT, &query).body("these bytes").send().await.unwrap();
             assert_eq!((put.status().as_u16(), code(put).await.as_str()), (400, "DIGEST_INVALID"), "{stage} {query}");
         }
@@ -286,7 +292,8 @@ async fn push_an_upload_goes_on_nowhere_but_at_its_registry() {
     }
     assert_eq!(trap.requests().len(), 0);
     for id in ["1", "../../x", "%2e%2e", &"f".repeat(32), &format!("http:%2f%2f{}", trap.address())] {
-        let patch = stage.call(Method::PATCH, &stage.at(&format!("blobs/uploads/{id}"))).body("x").send().await.unwrap();
+        let patch =
+            stage.call(Method::PATCH, &stage.at(&format!("blobs/uploads/{id}"))).body("x").send().await.unwrap();
         assert!([404, 405].contains(&patch.status().as_u16()), "{id}: {}", patch.status());
     }
     assert_eq!(trap.requests().len(), 0);
@@ -316,6 +323,10 @@ async fn push_shows_the_nodes_account_and_the_clients_own_where_it_sends_one() {
         assert_eq!(put.status(), 201, "{auth:?}");
         assert!(double.content(&digest).unwrap() == bytes);
         let put = client.post(&path).basic_auth("mallory", Some("guess")).body(bytes).send().await.unwrap();
-        assert_eq!((put.status().as_u16(), code(put).await.as_str()), (403, "DENIED"), "{auth:?}: not with our account");
+        assert_eq!(
+            (put.status().as_u16(), code(put).await.as_str()),
+            (403, "DENIED"),
+            "{auth:?}: not with our account"
+        );
     }
 }

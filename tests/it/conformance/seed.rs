@@ -45,7 +45,8 @@ async fn what_skopeo_pushed_through_one_node_another_pulls_without_a_blob_get_at
     let image = ImageSpec::new(860, &[9 * MIB, 100]).build();
     let repository = format!("origin.test/{REPOSITORY}");
     layout::push(&image, Format::Oci, cluster.nodes[0].registry(), &repository, "v1").await;
-    let stored: Vec<_> = cluster.nodes[0].status().await.blobs.iter().map(|blob| (blob.digest.to_string(), blob.sealed)).collect();
+    let stored: Vec<_> =
+        cluster.nodes[0].status().await.blobs.iter().map(|blob| (blob.digest.to_string(), blob.sealed)).collect();
     for blob in image.blobs().chain(image.manifests()) {
         assert!(stored.contains(&(blob.digest.clone(), true)), "{} is not kept: {stored:?}", blob.digest);
     }

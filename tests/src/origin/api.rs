@@ -82,7 +82,8 @@ fn referrers(shelf: &Shelf, asked: &Asked<'_>, subject: &str) -> Response<Origin
     let manifests = shelf.content.iter().filter_map(|(digest, (bytes, media_type))| {
         let document: Value = serde_json::from_slice(bytes).ok()?;
         let artifact_type = document["artifactType"].as_str()?;
-        let fits = document["subject"]["digest"] == subject && wanted.as_ref().is_none_or(|wanted| wanted == artifact_type);
+        let fits =
+            document["subject"]["digest"] == subject && wanted.as_ref().is_none_or(|wanted| wanted == artifact_type);
         let size = bytes.len();
         fits.then(|| json!({ "mediaType": media_type, "digest": digest, "size": size, "artifactType": artifact_type }))
     });
@@ -218,7 +219,8 @@ fn document(document: &Value, media_type: &str) -> Response<OriginBody> {
 }
 
 fn refusal(status: StatusCode, code: &str) -> Response<OriginBody> {
-    let mut response = document(&json!({ "errors": [{ "code": code, "message": "says the double" }] }), "application/json");
+    let mut response =
+        document(&json!({ "errors": [{ "code": code, "message": "says the double" }] }), "application/json");
     *response.status_mut() = status;
     response
 }
