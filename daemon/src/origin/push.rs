@@ -1,7 +1,7 @@
 //! The push half of the distribution specification: one request of an upload at a time, bodies streamed.
 //!
-//! Nothing is tried twice but a login, because the bytes of a body are gone once they are sent: the client goes on or begins
-//! anew. No redirect is followed, and a [`Location`] is only ever one that this registry named on its own host.
+//! A body that came from the client is gone once it is sent, so only requests without one are tried again: after a login, or once
+//! when the connection broke. Else the client goes on or begins anew. No redirect is followed, and a [`Location`] is only ever one that this registry named on its own host.
 
 use std::{
     io,
@@ -27,7 +27,7 @@ use url::Url;
 
 use super::{
     Kind, Origin, OriginError, Upstream,
-    error::Failure,
+    error::{Failure, Retry},
     exchange::{self, Request, refusal},
     upstream::authority,
     warning::warnings,
@@ -35,7 +35,7 @@ use super::{
 
 /// Longest time without a byte that moves. The registry may also be writing, so this is longer than for what it sends.
 const IDLE: Duration = Duration::from_secs(60);
-/// How often of that the registry is waited for once it has every byte: large uploads are put together then.
+/// How many times as long a registry is waited for once it has every byte of a blob: large ones are put together then.
 const IDLE_AT_END: u32 = 5;
 /// Largest error document that is read, in bytes.
 const REFUSAL_BYTES: usize = 64 * 1024;
@@ -179,7 +179,22 @@ impl Origin {
             Some(own) => Some(own.clone()),
             None => self.push_authorization(&request, repeated.is_none()).await?,
         };
-        let response = self.deliver(&request, &url, headers.clone(), authorization.as_ref(), payload).await?;
+        let idle_at_end = match &step {
+            Step::Go { digest: Some(_), .. } => IDLE_AT_END,
+            Step::Begin { .. } if repeated.is_none() => IDLE_AT_END,
+            Step::Begin { .. } | Step::Go { .. } | Step::Manifest { .. } => 1,
+        };
+        // Whoever ends an upload twice is told that there is none.
+        let again = repeated.clone().filter(|_| !matches!(step, Step::Go { .. }));
+        let call = (&request, &url, idle_at_end);
+        let response = match (self.deliver(call, headers.clone(), authorization.as_ref(), payload).await, again) {
+            (Err(failure), Some(bytes)) if failure.retry != Retry::Never => {
+                self.metrics.origin_retries.inc();
+                self.deliver(call, headers.clone(), authorization.as_ref(), Payload::Bytes(bytes)).await
+            }
+            (delivered, _) => delivered,
+        };
+        let response = response.map_err(|failure| failure.error)?;
         if response.status() != StatusCode::UNAUTHORIZED {
             return judge(&upstream, &url, response).await;
         }
@@ -188,8 +203,8 @@ impl Origin {
         let login = self.log_in(&request, response.headers(), authorization.as_ref());
         let authorization = timeout_at(self.deadline(), login).await.map_err(|_| late(&upstream))?;
         let authorization = authorization.map_err(|failure| failure.error)?;
-        let response = self.deliver(&request, &url, headers, Some(&authorization), Payload::Bytes(bytes)).await?;
-        judge(&upstream, &url, response).await
+        let response = self.deliver(call, headers, Some(&authorization), Payload::Bytes(bytes)).await;
+        judge(&upstream, &url, response.map_err(|failure| failure.error)?).await
     }
 
     /// What to show with the first try. Before a body that cannot be sent twice, a registry that has not been asked yet is
@@ -216,12 +231,11 @@ impl Origin {
     /// One exchange up to the response headers, given up only when nothing moves.
     async fn deliver(
         &self,
-        request: &Request<'_>,
-        url: &Url,
+        (request, url, idle_at_end): (&Request<'_>, &Url, u32),
         mut headers: HeaderMap,
         authorization: Option<&HeaderValue>,
         payload: Payload,
-    ) -> Result<Response, OriginError> {
+    ) -> Result<Response, Failure> {
         self.metrics.origin_pushes.inc();
         headers.extend(authorization.map(|value| (AUTHORIZATION, value.clone())));
         let moves = Arc::new(Moves::default());
@@ -243,8 +257,10 @@ impl Origin {
             request.upstream.client(url).request(request.method.clone(), url.clone()).headers(headers).body(body);
         let host = authority(url);
         tokio::select! {
-            sent = sent.send() => sent.map_err(|error| Failure::transport(&host, error).error),
-            () = stalled(&moves) => Err(OriginError::unavailable(host.as_str(), "the upload stalled")),
+            sent = sent.send() => sent.map_err(|error| Failure::transport(&host, error)),
+            () = stalled(&moves, idle_at_end) => {
+                Err(Failure::fatal(OriginError::unavailable(host.as_str(), "the upload stalled")))
+            }
         }
     }
 }
@@ -295,8 +311,8 @@ fn watched(stream: BoxStream<'static, io::Result<Bytes>>, moves: Arc<Moves>) -> 
 }
 
 /// Ends when nothing has moved for too long.
-async fn stalled(moves: &Moves) {
-    let mut watch = Watch { seen: moves.0.load(Relaxed), idle: 0 };
+async fn stalled(moves: &Moves, idle_at_end: u32) {
+    let mut watch = Watch { seen: moves.0.load(Relaxed), idle: 0, idle_at_end };
     loop {
         sleep(IDLE).await;
         if watch.gives_up(moves.0.load(Relaxed)) {
@@ -310,13 +326,15 @@ struct Watch {
     seen: u64,
     /// Looks in a row at which nothing had moved.
     idle: u32,
+    /// How many of them it takes once everything is sent.
+    idle_at_end: u32,
 }
 
 impl Watch {
     fn gives_up(&mut self, now: u64) -> bool {
         self.idle = if now == self.seen { self.idle + 1 } else { 0 };
         self.seen = now;
-        self.idle >= if now == Moves::ENDED { IDLE_AT_END } else { 1 }
+        self.idle >= if now == Moves::ENDED { self.idle_at_end } else { 1 }
     }
 }
 
@@ -474,7 +492,7 @@ mod tests {
 
     #[test]
     fn an_upload_is_given_up_when_nothing_moves_and_later_at_its_end() {
-        let mut watch = Watch { seen: 0, idle: 0 };
+        let mut watch = Watch { seen: 0, idle: 0, idle_at_end: IDLE_AT_END };
         for (now, given_up) in [(1, false), (5, false), (5, true)] {
             assert_eq!(watch.gives_up(now), given_up);
         }

@@ -7,6 +7,7 @@
 mod asked;
 mod kept;
 mod manifest;
+mod turn;
 mod uploads;
 
 use std::{sync::Arc, time::Duration};
@@ -17,7 +18,7 @@ use http_body::Body as _;
 use http_body_util::{BodyDataStream, combinators::UnsyncBoxBody};
 use hyper::{
     HeaderMap, Method, Response, StatusCode,
-    header::{AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, RANGE, WARNING},
+    header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, RANGE, WARNING},
 };
 use shoal_proto::digest::Digest;
 use tokio::time::timeout;
@@ -27,6 +28,7 @@ pub(super) use self::{asked::Asked, uploads::Uploads};
 use self::{
     asked::What,
     kept::Kept,
+    turn::Turn,
     uploads::{State, Upload},
 };
 use super::{
@@ -76,7 +78,7 @@ pub(super) async fn answer(
             let upload = inner.uploads.find(id, target).ok_or_else(unknown_upload)?;
             let turn = timeout(TURN_PATIENCE, upload.state.lock()).await;
             let mut state = turn.map_err(|_| Failure::unavailable("another request of this upload is under way"))?;
-            go(inner, target, (asked, id, *digest), &mut state, call).await
+            Turn { inner, target, asked, id, digest: *digest, method: call.method }.take(&mut state, call).await
         }
         What::Manifest(reference) => manifest::answer(inner, target, asked, reference, call).await,
     }
@@ -116,84 +118,6 @@ async fn begin(
             let upload = Upload::new(target, State { location, have: Some(0), kept: Kept::default() });
             let id = inner.uploads.insert(upload).ok_or_else(|| Failure::unavailable("too many uploads are open"))?;
             Ok(accepted(asked, target, &id, &pushed, None))
-        }
-        _ => Err(refused(target, &pushed, Code::BlobUploadInvalid)),
-    }
-}
-
-/// Goes on with an upload, which is this request's alone meanwhile.
-async fn go(
-    inner: &Inner,
-    target: &Target,
-    (asked, id, digest): (&Asked, &str, Option<Digest>),
-    state: &mut State,
-    call: Call<'_>,
-) -> Result<Response<Body>, Failure> {
-    let brings = matches!(*call.method, Method::PATCH | Method::PUT);
-    if *call.method == Method::PUT && digest.is_none() {
-        return Err(Failure::bad_request(Code::DigestInvalid, "the digest of the blob is missing"));
-    }
-    let range = if brings { content_range(call.headers, call.body.size_hint().exact())? } else { None };
-    if let (Some((first, _)), Some(have)) = (range, state.have)
-        && first != have
-    {
-        let mut response = Failure::new(
-            StatusCode::RANGE_NOT_SATISFIABLE,
-            Code::BlobUploadInvalid,
-            format!("the next byte of this upload is {have}, not {first}"),
-        )
-        .response();
-        place(&mut response, asked, target, id, have.checked_sub(1));
-        return Ok(response);
-    }
-    let payload = if brings { payload(inner, call.body, &state.kept).await } else { Payload::Empty };
-    let step = Step::Go { method: call.method.clone(), location: state.location.clone(), digest };
-    let mut push = request(target, step, payload, call.headers);
-    if brings {
-        push.content_type = Some(HeaderValue::from_static("application/octet-stream"));
-        push.content_range = range;
-    }
-    // Until the origin has answered, nobody knows what it has; this stays so if we are dropped before.
-    let before = if brings { state.have.take() } else { state.have };
-    let sent = send(inner, push).await;
-    if brings && sent.as_ref().map_or(true, |pushed| !pushed.status.is_success()) {
-        state.kept.give_up().await;
-    }
-    let pushed = sent?;
-    if let Some(location) = pushed.location.clone() {
-        state.location = location;
-    }
-    match (pushed.status, call.method) {
-        (StatusCode::CREATED, _) => {
-            inner.uploads.remove(id);
-            if let (Some(draft), Some(digest)) = (state.kept.take().await, digest) {
-                keep(inner, draft, target.want(&digest, Kind::Blob)).await;
-            }
-            Ok(created(asked, target, &pushed, digest))
-        }
-        (status, &Method::DELETE) if status.is_success() => {
-            inner.uploads.remove(id);
-            Ok(empty(StatusCode::NO_CONTENT))
-        }
-        (StatusCode::ACCEPTED | StatusCode::NO_CONTENT, method) => {
-            let have = pushed.last.map(|last| last.saturating_add(1));
-            state.have = match method {
-                // Of an empty upload registries say `0-0`, as of one with a byte.
-                &Method::GET if have == Some(1) => before.filter(|before| *before <= 1),
-                _ => have,
-            };
-            state.kept.must_have(have.filter(|_| brings)).await;
-            Ok(accepted(asked, target, id, &pushed, Some(pushed.status)))
-        }
-        (StatusCode::NOT_FOUND, _) => {
-            inner.uploads.remove(id);
-            Err(refused(target, &pushed, Code::BlobUploadUnknown))
-        }
-        (StatusCode::RANGE_NOT_SATISFIABLE, _) => {
-            state.have = before;
-            let mut response = refused(target, &pushed, Code::BlobUploadInvalid).response();
-            place(&mut response, asked, target, id, pushed.last);
-            Ok(response)
         }
         _ => Err(refused(target, &pushed, Code::BlobUploadInvalid)),
     }
@@ -257,24 +181,6 @@ async fn keep(inner: &Inner, draft: Draft, want: Want) {
         }
     });
     timeout(KEEP_PATIENCE, task).await.ok();
-}
-
-/// `Content-Range: first-last` of a chunk, which must agree with its length.
-fn content_range(headers: &HeaderMap, length: Option<u64>) -> Result<Option<(u64, u64)>, Failure> {
-    let malformed = || Failure::bad_request(Code::BlobUploadInvalid, "the Content-Range is malformed");
-    let mut values = headers.get_all(CONTENT_RANGE).iter();
-    let (value, None) = (values.next(), values.next()) else { return Err(malformed()) };
-    let Some(value) = value else { return Ok(None) };
-    let number = |text: &str| -> Option<u64> {
-        (!text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())).then(|| text.parse().ok())?
-    };
-    let range = value.to_str().ok().and_then(|text| text.split_once('-'));
-    let range = range.and_then(|(first, last)| Some((number(first)?, number(last)?)));
-    let (first, last) = range.filter(|(first, last)| first <= last).ok_or_else(malformed)?;
-    if length.is_some_and(|length| length.checked_sub(1) != Some(last - first)) {
-        return Err(Failure::bad_request(Code::SizeInvalid, "the Content-Range is not as long as the body"));
-    }
-    Ok(Some((first, last)))
 }
 
 fn empty(status: StatusCode) -> Response<Body> {
@@ -350,32 +256,4 @@ fn namespace(target: &Target) -> String {
     let Some(namespace) = &target.namespace else { return String::new() };
     let query = form_urlencoded::Serializer::new(String::from("?")).append_pair("ns", namespace).finish();
     query.replacen("?&", "?", 1)
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "tests")]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_content_range_is_two_numbers_that_fit_the_body() {
-        let read = |values: &[&str], length| {
-            let headers = values.iter().map(|value| (CONTENT_RANGE, HeaderValue::from_str(value).unwrap())).collect();
-            content_range(&headers, length).map_err(|failure| (failure.status.as_u16(), failure.code))
-        };
-        assert_eq!(read(&[], Some(5)), Ok(None));
-        assert_eq!(read(&["0-4"], Some(5)), Ok(Some((0, 4))));
-        assert_eq!(read(&["10-10"], Some(1)), Ok(Some((10, 10))));
-        assert_eq!(read(&["0-4"], None), Ok(Some((0, 4))));
-        for text in
-            ["", "-", "0-", "-4", "4-0", "0-4-5", "+0-4", "0 - 4", "bytes 0-4/5", "0x0-4", "0-99999999999999999999"]
-        {
-            assert_eq!(read(&[text], None), Err((400, Code::BlobUploadInvalid)), "{text}");
-        }
-        assert_eq!(read(&["0-4", "0-4"], None), Err((400, Code::BlobUploadInvalid)));
-        for length in [0, 4, 6] {
-            assert_eq!(read(&["0-4"], Some(length)), Err((400, Code::SizeInvalid)), "{length}");
-        }
-        assert_eq!(read(&["0-18446744073709551615"], Some(1)), Err((400, Code::SizeInvalid)));
-    }
 }

@@ -3,7 +3,7 @@
 use reqwest::{Method, RequestBuilder, Response};
 use shoal_tests::{
     image::{digest_of, media, random_bytes},
-    origin::Auth,
+    origin::{Auth, Fault},
 };
 
 use super::{Stage, code, header, layer, modern, pushing, stages, unknown};
@@ -255,7 +255,7 @@ async fn push_existence_is_that_of_the_repository_at_the_origin_and_not_of_this_
     assert_eq!(put.status(), 201);
     let head = async || stage.daemon.head(&stage.at(&format!("blobs/{digest}"))).send().await.unwrap().status();
     assert_eq!(head().await, 200);
-    double.misbehave(&digest, shoal_tests::origin::Fault::Status(404));
+    double.misbehave(&digest, Fault::Status(404));
     assert_eq!(head().await, 404, "a client that is told it is there would not send it");
 }
 
@@ -329,4 +329,60 @@ async fn push_shows_the_nodes_account_and_the_clients_own_where_it_sends_one() {
             "{auth:?}: not with our account"
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn push_trouble_at_the_origin_never_becomes_429_408_or_a_challenge() {
+    let (stage, double) = modern(855).await;
+    let trap = shoal_tests::origin::OriginDouble::start().await;
+    for (fault, expected) in [
+        (Fault::TooManyRequests(7), 503),
+        (Fault::Status(408), 503),
+        (Fault::Status(500), 503),
+        (Fault::Status(401), 403),
+        (Fault::Status(403), 403),
+        (Fault::Status(413), 413),
+        (Fault::RedirectTo(trap.address()), 503),
+    ] {
+        let location = stage.begin().await;
+        double.misbehave("/blobs/uploads/", fault.clone());
+        double.misbehave("/manifests/", fault.clone());
+        let manifest = &stage.image.native().manifest;
+        for request in [
+            stage.call(Method::POST, &stage.at("blobs/uploads/")),
+            stage.go_on(Method::PATCH, &location).body("12345"),
+            stage.go_on(Method::PUT, &finish(&location, &digest_of(b"12345"))).body("12345"),
+            stage.call(Method::PUT, &stage.at("manifests/v1")).body(manifest.bytes.clone()),
+        ] {
+            let response = request.send().await.unwrap();
+            assert_eq!(response.status(), expected, "{fault:?}");
+            assert_eq!(header(&response, "www-authenticate"), "");
+            assert!(!code(response).await.is_empty());
+        }
+        double.behave();
+    }
+    assert_eq!(trap.requests().len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn push_a_client_that_breaks_off_can_go_on_where_the_origin_is() {
+    let (stage, double) = modern(856).await;
+    let bytes = random_bytes(8560, MIB);
+    let digest = digest_of(&bytes);
+    let location = stage.begin().await;
+    let patch = stage.go_on(Method::PATCH, &location).body(bytes[..1000].to_vec()).send().await.unwrap();
+    assert_eq!(patch.status(), 202);
+    // Announces more than it sends, and leaves.
+    let address = stage.daemon.registry();
+    let head = format!("PATCH {location} HTTP/1.1\r\nHost: {address}\r\nContent-Length: 500000\r\n\r\n");
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let sent = [head.as_bytes(), &bytes[1000..300_000]].concat();
+    tokio::io::AsyncWriteExt::write_all(&mut stream, &sent).await.unwrap();
+    drop(stream);
+    let status = stage.go_on(Method::GET, &location).send().await.unwrap();
+    assert_eq!((status.status().as_u16(), header(&status, "range")), (204, "0-999"));
+    let put = stage.go_on(Method::PUT, &finish(&location, &digest)).body(bytes[1000..].to_vec()).send().await.unwrap();
+    blob_location(&stage, &put, &digest);
+    assert!(double.content(&digest).unwrap() == bytes);
+    assert!(stage.daemon.blob(REPOSITORY, &digest).await == bytes, "kept or not, it is right");
 }
