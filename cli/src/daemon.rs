@@ -230,6 +230,7 @@ fn checked_text(checked: &Checked<'_>) -> String {
         ("log", format!("{:?}, {}", config.log, config.log_filter).to_lowercase()),
         ("stream", format!("{:?}", config.stream).to_lowercase()),
         ("tag_ttl", format!("{:?}", config.tag_ttl)),
+        ("stale_if_error", format!("{:?}", config.stale_if_error)),
         ("shutdown_grace", format!("{:?}", config.shutdown_grace)),
         ("registry_hosts", list(&config.registry_hosts)),
         ("limits.upload", rate(&config.limits.upload)),

@@ -68,6 +68,9 @@ pub struct Config {
     /// How long a resolved tag is believed.
     #[serde(serialize_with = "values::serialize_duration")]
     pub tag_ttl: Duration,
+    /// How much longer a tag is served, with a warning, while its origin cannot be asked; zero: not at all.
+    #[serde(serialize_with = "values::serialize_duration")]
+    pub stale_if_error: Duration,
     /// How long running requests may take to end after the first signal.
     #[serde(serialize_with = "values::serialize_duration")]
     pub shutdown_grace: Duration,
@@ -124,6 +127,8 @@ pub struct UpstreamConfig {
     pub allow_private: bool,
     /// Hosts beyond the registry's own site that may be its token realm and get its credentials.
     pub realm_hosts: Vec<String>,
+    /// Whether clients on this machine may push through this node, with this upstream's account.
+    pub push: bool,
 }
 
 impl UpstreamConfig {
@@ -314,6 +319,7 @@ impl Config {
             log_filter,
             stream: layers.one("stream", values::stream)?.unwrap_or_default(),
             tag_ttl: layers.one("tag_ttl", values::duration)?.unwrap_or(Duration::from_secs(30)),
+            stale_if_error: layers.one("stale_if_error", values::duration)?.unwrap_or_default(),
             shutdown_grace: layers.one("shutdown_grace", values::duration)?.unwrap_or(Duration::from_secs(20)),
             registry_hosts: layers.list("registry_hosts", values::host)?.unwrap_or_default(),
             limits: LimitsConfig {
@@ -326,6 +332,7 @@ impl Config {
         config.check_ports(&layers)?;
         config.check_certificate(&layers)?;
         config.warn_of_isolation();
+        config.warn_of_pushes();
         Ok(config)
     }
 
@@ -384,6 +391,19 @@ impl Config {
             problem: format!("{missing} is missing"),
             hint: "give both, or neither for a certificate that the daemon makes itself".to_owned(),
         })
+    }
+
+    /// Whoever reaches the registry port pushes with the node's account.
+    fn warn_of_pushes(&mut self) {
+        let pushed: Vec<&str> =
+            (self.upstreams.iter().filter(|upstream| upstream.push)).map(|upstream| upstream.name.as_str()).collect();
+        let elsewhere = self.registry_listen.iter().find(|address| !address.ip().is_loopback());
+        if let (Some(address), false) = (elsewhere, pushed.is_empty()) {
+            self.warnings.push(format!(
+                "registry_listen: pushes to {} are taken on loopback addresses only, not on {address}",
+                pushed.join(", ")
+            ));
+        }
     }
 
     /// Two TCP listeners on one address would fail at start with a less helpful message.

@@ -170,6 +170,7 @@ impl Daemon {
             default_upstream: config.default_upstream.clone(),
             hosts: config.registry_hosts.clone(),
             tag_ttl: config.tag_ttl,
+            stale_if_error: config.stale_if_error,
             stream_sealed: config.stream == StreamMode::Sealed,
             ..RegistryConfig::default()
         };
@@ -368,6 +369,7 @@ fn upstreams(config: &Config) -> Result<BTreeMap<String, Arc<Upstream>>, BuildEr
             realm_hosts: upstream.realm_hosts.clone(),
             ca_file: upstream.ca_file.clone(),
             allow_private: upstream.allow_private,
+            push: upstream.push,
             ..UpstreamSettings::new(upstream.name.clone(), upstream.url.clone())
         };
         upstreams.insert(upstream.name.clone(), Arc::new(Upstream::new(settings)?));

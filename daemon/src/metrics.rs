@@ -54,6 +54,10 @@ pub struct Metrics {
     pub origin_manifest_gets: Counter,
     /// HEAD requests to origins, likewise.
     pub origin_heads: Counter,
+    /// GET requests for lists (tags, referrers, repositories) to origins, likewise.
+    pub origin_list_gets: Counter,
+    /// Requests of uploads to origins.
+    pub origin_pushes: Counter,
     /// Requests to token servers of origins.
     pub origin_token_requests: Counter,
     /// Tries after the first of a request to an origin.
@@ -188,6 +192,8 @@ impl Metrics {
             origin_blob_gets: origin.get_or_create_owned(&[("kind", "blob_get")]),
             origin_manifest_gets: origin.get_or_create_owned(&[("kind", "manifest_get")]),
             origin_heads: origin.get_or_create_owned(&[("kind", "head")]),
+            origin_list_gets: origin.get_or_create_owned(&[("kind", "list_get")]),
+            origin_pushes: origin.get_or_create_owned(&[("kind", "push")]),
             origin_token_requests: origin.get_or_create_owned(&[("kind", "token")]),
             origin_retries,
             chunks_verified: chunks.get_or_create_owned(&[("verdict", "verified")]),
@@ -310,6 +316,8 @@ mod tests {
             "shoal_origin_requests_total{kind=\"blob_get\"} 0",
             "shoal_origin_requests_total{kind=\"manifest_get\"} 0",
             "shoal_origin_requests_total{kind=\"head\"} 0",
+            "shoal_origin_requests_total{kind=\"list_get\"} 0",
+            "shoal_origin_requests_total{kind=\"push\"} 0",
             "shoal_origin_requests_total{kind=\"token\"} 0",
             "shoal_origin_retries_total 0",
             "shoal_chunks_total{verdict=\"verified\"} 0",

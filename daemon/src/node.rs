@@ -7,6 +7,7 @@ mod driver;
 mod fetch;
 mod flight;
 mod job;
+mod keep;
 mod obey;
 mod origin_run;
 mod parts;

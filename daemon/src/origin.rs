@@ -1,6 +1,6 @@
 //! The origin client: manifests and blobs from upstream registries.
 //!
-//! A plain mechanism: it asks when it is told to. It speaks the pull half of the OCI distribution specification, logs in (Basic or
+//! A plain mechanism: it asks when it is told to. It speaks the client's side of the OCI distribution specification, logs in (Basic or
 //! bearer token), follows redirects without carrying credentials along, and bounds every wait. What it hands out is *not* verified.
 
 use std::{sync::Arc, time::Duration};
@@ -18,23 +18,30 @@ mod body;
 mod connect;
 mod error;
 mod exchange;
+mod list;
 mod login;
 mod memory;
+mod push;
 mod reach;
 mod retry;
 #[cfg(test)]
 mod tests;
 mod token;
 mod upstream;
+mod warning;
 
 pub use body::Body;
 pub use error::OriginError;
+pub use list::{List, Listing};
+pub use push::{Location, Payload, Push, Pushed, Step};
 pub use upstream::{Upstream, UpstreamError, UpstreamSettings, default_url};
+pub(crate) use warning::warning;
 
 use crate::{metrics::Metrics, rate::Bucket};
 use body::Flow;
 use exchange::{Reply, Request};
 use memory::Memory;
+use warning::warnings;
 
 /// Largest manifest that is read, in bytes.
 pub const MANIFEST_BYTES: u64 = 4 * 1024 * 1024;
@@ -73,6 +80,8 @@ pub struct Resolved {
     pub size: u64,
     /// Its media type.
     pub media_type: String,
+    /// What the origin wants people to be told, at most 4096 bytes.
+    pub warnings: Vec<HeaderValue>,
 }
 
 /// Deadlines and pauses of the origin client.
@@ -146,13 +155,16 @@ impl Origin {
             method: Method::HEAD,
             accept,
             range: None,
+            place: None,
+            scopes: Vec::new(),
         };
         let reply = self.send(&request, deadline).await?;
         if reply.response.status() == StatusCode::OK
             && let (Some(digest), Some(size)) = (content_digest(&reply), reply.length())
         {
             check_manifest_size(&reply, size)?;
-            return Ok(Resolved { digest, size, media_type: media_type(&reply) });
+            let warnings = warnings(reply.response.headers());
+            return Ok(Resolved { digest, size, media_type: media_type(&reply), warnings });
         }
         request.method = Method::GET;
         let reply = self.send(&request, deadline).await?;
@@ -160,6 +172,7 @@ impl Origin {
             return Err(reply.protocol(format!("unexpected status {}", reply.response.status().as_u16())));
         }
         let (named, media_type) = (content_digest(&reply), media_type(&reply));
+        let warnings = warnings(reply.response.headers());
         let host = reply.host.clone();
         let manifest = self.whole_manifest(reply, deadline).await?;
         let algorithm = named.map_or(shoal_proto::digest::Algorithm::Sha256, |digest| digest.algorithm());
@@ -167,7 +180,7 @@ impl Origin {
         if named.is_some_and(|named| named != digest) {
             return Err(OriginError::protocol(host, "the manifest does not match its Docker-Content-Digest"));
         }
-        Ok(Resolved { digest, size: manifest.len() as u64, media_type })
+        Ok(Resolved { digest, size: manifest.len() as u64, media_type, warnings })
     }
 
     /// The size of content by digest: by HEAD, or by a GET of one byte where HEAD is refused or tells nothing.
@@ -335,6 +348,7 @@ impl Origin {
 
     fn count_request(&self, request: &Request<'_>) {
         let counter = match (&request.method, request.kind) {
+            _ if request.place.is_some() => &self.metrics.origin_list_gets,
             (&Method::HEAD, _) => &self.metrics.origin_heads,
             (_, Kind::Blob) => &self.metrics.origin_blob_gets,
             (_, Kind::Manifest) => &self.metrics.origin_manifest_gets,
@@ -356,6 +370,8 @@ fn request<'a>(source: &'a Source, digest: &Digest, method: Method) -> Request<'
         method,
         accept: (source.kind == Kind::Manifest).then(|| HeaderValue::from_static(MANIFEST_TYPES)),
         range: None,
+        place: None,
+        scopes: Vec::new(),
     }
 }
 

@@ -1,10 +1,11 @@
 //! The registry front: the `/v2/` endpoint that containerd, podman, Docker and the rest pull from.
 //!
 //! It answers GET and HEAD of manifests and blobs for allow-listed upstreams. Content by digest comes from the node (store,
-//! peers, origin), tags are resolved at the origin only. Everything is answered or refused within the answer deadline, with
+//! peers, origin); tags are resolved and lists are asked at the origin only. Everything is answered or refused within the answer deadline, with
 //! a status that makes clients fall back (the `error` module says which and why).
 
 mod access;
+mod answers;
 mod authority;
 mod blob;
 mod body;
@@ -13,9 +14,11 @@ mod error;
 #[cfg(test)]
 mod fake;
 mod guard;
+mod list;
 mod manifest;
 pub(crate) mod media;
 pub(crate) mod name;
+mod push;
 mod range;
 mod respond;
 mod route;
@@ -35,6 +38,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use http_body_util::BodyExt as _;
 use hyper::{
     HeaderMap, Method, Response, StatusCode,
     header::{CONTENT_TYPE, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS},
@@ -48,7 +52,9 @@ use self::{
     content::{Content, Daemon, Deadline},
     error::{Code, Failure},
     guard::Guard,
+    list::Lists,
     name::Reference,
+    push::{Call, Uploads},
     route::{Route, Target, Upstreams},
     tags::Tags,
 };
@@ -59,7 +65,7 @@ pub use self::{
 use crate::{
     metrics::Metrics,
     node::{Node, Want},
-    origin::{Kind, Origin, Source, Upstream},
+    origin::{Kind, Listing, Origin, Source, Upstream},
 };
 
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
@@ -79,6 +85,8 @@ pub struct RegistryConfig {
     pub hosts: Vec<String>,
     /// How long the origin's answer about a tag is believed.
     pub tag_ttl: Duration,
+    /// How much longer that answer may be told, with a warning, while the origin cannot be asked; zero: not at all.
+    pub stale_if_error: Duration,
     /// How long finding out what to answer may take; bodies may take longer. Clients wait for 30 s or for ever, so
     /// this is what keeps a pull from hanging on us.
     pub answer_deadline: Duration,
@@ -93,6 +101,7 @@ impl Default for RegistryConfig {
             default_upstream: None,
             hosts: Vec::new(),
             tag_ttl: Duration::from_secs(10),
+            stale_if_error: Duration::ZERO,
             answer_deadline: Duration::from_secs(4),
             stream_sealed: false,
         }
@@ -110,6 +119,8 @@ struct Inner {
     guard: Guard,
     content: Arc<dyn Content>,
     tags: Tags,
+    lists: Lists,
+    uploads: Uploads,
     answer_deadline: Duration,
     stream_sealed: bool,
     /// Memory for manifests on their way to clients, in units of the `manifest` module.
@@ -139,12 +150,15 @@ impl Registry {
     }
 
     fn with_content(config: RegistryConfig, content: Arc<dyn Content>, metrics: Arc<Metrics>) -> Self {
-        let RegistryConfig { upstreams, default_upstream, hosts, tag_ttl, answer_deadline, stream_sealed } = config;
+        let RegistryConfig { upstreams, default_upstream, hosts, .. } = config;
+        let RegistryConfig { tag_ttl, stale_if_error, answer_deadline, stream_sealed, .. } = config;
         let inner = Inner {
             upstreams: Upstreams::new(upstreams, default_upstream.as_deref()),
             guard: Guard::new(&hosts),
             content,
-            tags: Tags::new(tag_ttl, answer_deadline),
+            tags: Tags::new(tag_ttl, stale_if_error, answer_deadline),
+            lists: Lists::new(answer_deadline),
+            uploads: Uploads::default(),
             answer_deadline,
             stream_sealed,
             manifests: Arc::new(Semaphore::new(manifest::PERMITS)),
@@ -155,9 +169,13 @@ impl Registry {
 
     /// Answers a request that came in on a connection whose own end is `local`; `overloaded` says that the connection
     /// is one too many.
-    async fn answer<B>(&self, request: hyper::Request<B>, local: SocketAddr, overloaded: bool) -> Response<Body> {
+    async fn answer<B>(&self, request: hyper::Request<B>, local: SocketAddr, overloaded: bool) -> Response<Body>
+    where
+        B: http_body::Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
+    {
         let started = Instant::now();
-        let (head, _) = request.into_parts();
+        let (head, body) = request.into_parts();
+        let body = body.map_err(std::io::Error::other).boxed_unsync();
         let admitted = if overloaded {
             Err(Failure::unavailable("this node has too many open connections"))
         } else {
@@ -166,7 +184,7 @@ impl Registry {
         let subject = admitted.as_ref().map(ToString::to_string).unwrap_or_default();
         let kind = admitted.as_ref().ok().and_then(Route::kind);
         let answer = match admitted {
-            Ok(route) => self.inner.dispatch(route, &head.method, &head.headers).await,
+            Ok(route) => self.inner.dispatch(route, Call { method: &head.method, headers: &head.headers, body }).await,
             Err(failure) => Err(failure),
         };
         let mut response = answer.unwrap_or_else(|failure| failure.response());
@@ -179,18 +197,26 @@ impl Registry {
     /// Everything that can be refused without asking anybody.
     fn admit(&self, head: &hyper::http::request::Parts, local: SocketAddr) -> Result<Route, Failure> {
         self.inner.guard.check(&head.uri, &head.headers, local)?;
+        let (path, query) = (head.uri.path(), head.uri.query());
+        if let Some((target, asked)) = self.inner.upstreams.pushes(&head.method, path, query)? {
+            if local.ip().to_canonical().is_loopback() {
+                return Ok(Route::Push(target, asked));
+            }
+            let message = "pushing is for clients on this machine: use an address on loopback";
+            return Err(Failure::new(StatusCode::FORBIDDEN, Code::Denied, message));
+        }
         if head.method != Method::GET && head.method != Method::HEAD {
             let message = "this registry is for pulling: only GET and HEAD";
             return Err(Failure::new(StatusCode::METHOD_NOT_ALLOWED, Code::Unsupported, message));
         }
-        self.inner.upstreams.route(head.uri.path(), head.uri.query())
+        self.inner.upstreams.route(path, query)
     }
 }
 
 impl Inner {
-    async fn dispatch(&self, route: Route, method: &Method, headers: &HeaderMap) -> Result<Response<Body>, Failure> {
+    async fn dispatch(&self, route: Route, call: Call<'_>) -> Result<Response<Body>, Failure> {
         let deadline = Deadline::after(self.answer_deadline);
-        let request = Request { head: *method == Method::HEAD, headers, deadline };
+        let request = Request { head: *call.method == Method::HEAD, headers: call.headers, deadline };
         let (target, response) = match &route {
             Route::Base => return Ok(base()),
             Route::Manifest(target, reference) => {
@@ -199,6 +225,11 @@ impl Inner {
             Route::Blob(target, digest) => {
                 (target, deadline.bound(GRACE, blob::answer(self, target, digest, &request)).await)
             }
+            Route::List(target, listing, page) => {
+                (target, deadline.bound(GRACE, list::answer(self, target, listing, page)).await)
+            }
+            // Takes as long as bytes move, and has bounds of its own.
+            Route::Push(target, asked) => (target, push::answer(self, target, asked, call).await),
         };
         if let Some(namespace) = target.namespace.as_deref().and_then(|name| HeaderValue::from_str(name).ok()) {
             let mut answered = response.unwrap_or_else(|failure| failure.response());
@@ -227,7 +258,7 @@ impl Route {
     /// What kind of content is asked for, if it is any.
     const fn kind(&self) -> Option<Kind> {
         match self {
-            Self::Base => None,
+            Self::Base | Self::List(..) | Self::Push(..) => None,
             Self::Manifest(..) => Some(Kind::Manifest),
             Self::Blob(..) => Some(Kind::Blob),
         }
@@ -244,6 +275,12 @@ impl fmt::Display for Route {
             Self::Manifest(target, Reference::Digest(digest)) | Self::Blob(target, digest) => {
                 write!(f, "{}/{}@{digest:?}", target.upstream.name, target.repository)
             }
+            Self::List(target, Listing::Tags, _) => write!(f, "tags of {}/{}", target.upstream.name, target.repository),
+            Self::List(target, Listing::Referrers(subject), _) => {
+                write!(f, "referrers of {}/{}@{subject:?}", target.upstream.name, target.repository)
+            }
+            Self::Push(target, _) => write!(f, "push to {}/{}", target.upstream.name, target.repository),
+            Self::List(target, Listing::Catalog, _) => write!(f, "repositories of {}", target.upstream.name),
         }
     }
 }

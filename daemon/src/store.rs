@@ -6,6 +6,7 @@
 //! DATA/blobs/sha256/<2>/<hex>.chain     its size and the signed segments of its chain
 //! DATA/partial/<hex>                    a blob on its way, with holes
 //! DATA/partial/<hex>.claim              the unproven chain that covers it
+//! DATA/partial/draft-<number>           bytes of an upload, named by no digest yet
 //! ```
 //!
 //! Data is written before the record that speaks of it, and a name in `blobs/` is given last, to bytes that are proven
@@ -18,7 +19,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
 };
 
 use serde::{Deserialize, Serialize};
@@ -34,6 +35,7 @@ mod buffers;
 #[cfg(test)]
 mod crash_tests;
 mod disk;
+mod draft;
 #[cfg(test)]
 mod fault;
 mod file;
@@ -51,7 +53,7 @@ use self::{
     lock::{Lock, LockError},
     paths::Paths,
 };
-pub use self::{file::BlobFile, partial::PartialBlob};
+pub use self::{draft::Draft, file::BlobFile, partial::PartialBlob};
 
 /// The blobs of one data directory. Clones share it; the directory stays locked until the last of them and of its
 /// [`PartialBlob`]s is dropped.
@@ -143,7 +145,9 @@ impl Store {
             LockError::Io(source) => StoreError::Disk { action: "locking it", path: paths.lock(), source },
         })?;
         let index = recover::recover(&disk, &paths)?;
-        Ok(Self { shared: Arc::new(Shared { paths, disk, index: Mutex::new(index), _lock: lock }) })
+        Ok(Self {
+            shared: Arc::new(Shared { paths, disk, index: Mutex::new(index), drafts: AtomicU64::new(0), _lock: lock }),
+        })
     }
 
     /// Size in bytes of a sealed blob; none if it is not sealed here.
@@ -317,6 +321,8 @@ struct Shared {
     disk: Disk,
     /// Never held across an operation on the disk.
     index: Mutex<Index>,
+    /// Drafts made so far: each has a name of its own.
+    drafts: AtomicU64,
     _lock: Lock,
 }
 

@@ -196,6 +196,18 @@ impl Daemon {
         self.process.as_mut().is_some_and(|process| process.ended().is_none())
     }
 
+    /// The most memory that its process has had at once, in bytes.
+    ///
+    /// # Panics
+    /// If it is not running.
+    #[must_use]
+    pub fn peak_memory(&self) -> u64 {
+        let process = self.process.as_ref().expect("the daemon is running");
+        let status = fs::read_to_string(format!("/proc/{}/status", process.id())).expect("a process has a status");
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
+        peak.and_then(|peak| peak.trim().parse::<u64>().ok()).expect("it tells its peak") * 1024
+    }
+
     /// How it was started; changes count from the next [`Self::up`] on.
     pub fn settings(&mut self) -> &mut Settings {
         &mut self.settings

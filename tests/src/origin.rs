@@ -1,5 +1,6 @@
 //! A registry in this process that counts what it serves and misbehaves on order.
 
+mod api;
 mod body;
 mod serve;
 
@@ -110,6 +111,15 @@ struct Shelf {
     tags: BTreeMap<String, String>,
     rules: Vec<Rule>,
     auth: Auth,
+    /// What was sent of each upload that is open.
+    uploads: BTreeMap<u64, Vec<u8>>,
+    /// Whether it has neither pages nor referrers nor uploads in one request.
+    old: bool,
+    /// Goes with every answer.
+    warnings: Vec<String>,
+    /// The `Link` of every list, and the `Location` of every upload, instead of the right ones.
+    link: Option<String>,
+    location: Option<String>,
 }
 
 #[derive(Debug, Default)]
@@ -217,6 +227,32 @@ impl OriginDouble {
     /// Whom it serves.
     pub fn require(&self, auth: Auth) {
         self.shelf().auth = auth;
+    }
+
+    /// From now on it is a registry of before specification 1.1: no pages, no referrers, no upload in one request.
+    pub fn be_old(&self) {
+        self.shelf().old = true;
+    }
+
+    /// From now on every answer has these `Warning` headers.
+    pub fn warn(&self, warnings: &[&str]) {
+        self.shelf().warnings = warnings.iter().map(|&warning| warning.to_owned()).collect();
+    }
+
+    /// From now on every list has this `Link`.
+    pub fn link(&self, link: &str) {
+        self.shelf().link = Some(link.to_owned());
+    }
+
+    /// From now on every upload goes on there.
+    pub fn send_uploads_to(&self, location: &str) {
+        self.shelf().location = Some(location.to_owned());
+    }
+
+    /// What it has under this digest.
+    #[must_use]
+    pub fn content(&self, digest: &str) -> Option<Bytes> {
+        self.shelf().content.get(digest).map(|(bytes, _)| bytes.clone())
     }
 
     /// Caps all bodies together, in bytes per second.

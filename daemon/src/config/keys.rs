@@ -165,6 +165,13 @@ pub const KEYS: &[Key] = &[
     ),
     one("tag_ttl", "tag-ttl", "TIME", "30s", "How long a tag that the origin resolved is believed"),
     one(
+        "stale_if_error",
+        "stale-if-error",
+        "TIME",
+        "0",
+        "How much longer a tag is served, with a warning, while its registry cannot be asked; 0: not at all",
+    ),
+    one(
         "shutdown_grace",
         "shutdown-grace",
         "TIME",

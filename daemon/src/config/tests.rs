@@ -67,6 +67,7 @@ const SAMPLES: &[(&str, &str, &str, &str)] = &[
     ("log", "\"json\"", "json", r#""json""#),
     ("stream", "\"sealed\"", "sealed", r#""sealed""#),
     ("tag_ttl", "\"5m\"", "5m", r#""300s""#),
+    ("stale_if_error", "\"2h\"", "2h", r#""7200s""#),
     ("shutdown_grace", "\"250ms\"", "250ms", r#""250ms""#),
     ("registry_hosts", "[\"Shoal.test\", \"[::2]\"]", "Shoal.test,[::2]", r#"["shoal.test","::2"]"#),
     ("limits.upload", "\"25MB/s\"", "25MB/s", ""),
@@ -442,4 +443,20 @@ fn a_password_in_the_clear_is_warned_about() {
     assert_eq!(setup().file(&with("http://a.test:5000")).load().unwrap().warnings.len(), 1);
     assert_eq!(setup().file(&with("http://127.0.0.1:5000")).load().unwrap().warnings.len(), 0);
     assert_eq!(setup().file(&with("https://a.test")).load().unwrap().warnings.len(), 0);
+}
+
+#[test]
+fn pushing_is_off_unless_configured_and_a_listener_that_takes_no_pushes_is_named() {
+    let with =
+        |line: &str| format!("registry_listen = [\"127.0.0.1:1\", \"192.0.2.1:1\"]\n[upstreams.\"a.test\"]\n{line}");
+    let config = setup().file(&with("")).load().unwrap();
+    assert!(!config.upstreams[0].push && config.warnings.is_empty());
+    let config = setup().file(&with("push = true")).load().unwrap();
+    assert!(config.upstreams[0].push);
+    assert_eq!(
+        config.warnings,
+        ["registry_listen: pushes to a.test are taken on loopback addresses only, not on 192.0.2.1:1"]
+    );
+    assert!(setup().file(&with("push = \"yes\"")).refused().contains("true or false"));
+    assert!(setup().load().unwrap().upstreams.iter().all(|upstream| !upstream.push));
 }

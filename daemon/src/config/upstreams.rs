@@ -16,7 +16,7 @@ use super::{
 const DEFAULT_NAMES: [&str; 8] =
     ["docker.io", "ghcr.io", "quay.io", "registry.k8s.io", "gcr.io", "nvcr.io", "public.ecr.aws", "mcr.microsoft.com"];
 
-const FIELDS: [&str; 13] = [
+const FIELDS: [&str; 14] = [
     "url",
     "mirrors",
     "username",
@@ -30,6 +30,7 @@ const FIELDS: [&str; 13] = [
     "client_key_file",
     "allow_private",
     "realm_hosts",
+    "push",
 ];
 
 const URL_FORM: &str = "https://HOST[:PORT][/PATH], or http:// for a registry without TLS";
@@ -108,6 +109,7 @@ fn bare(name: String, url: Url) -> UpstreamConfig {
         client_key_file: None,
         allow_private: false,
         realm_hosts: Vec::new(),
+        push: false,
     }
 }
 
@@ -209,6 +211,7 @@ fn from_table(
         client_key_file: text(fields, "client_key_file").map_err(refused("client_key_file"))?.map(PathBuf::from),
         allow_private: flag(fields, "allow_private").map_err(refused("allow_private"))?,
         realm_hosts: hosts(fields, "realm_hosts").map_err(refused("realm_hosts"))?,
+        push: flag(fields, "push").map_err(refused("push"))?,
         name,
     };
     check_credentials(&upstream).and_then(|()| check_client_certificate(&upstream)).map_err(

@@ -15,6 +15,7 @@ use url::Url;
 use crate::origin::{
     Kind, Origin, OriginError,
     error::{Failure, Retry, describe},
+    list::Place,
     memory::Memory,
     retry,
     upstream::{Upstream, authority, same_origin},
@@ -34,6 +35,19 @@ pub(super) struct Request<'a> {
     pub(super) method: Method,
     pub(super) accept: Option<HeaderValue>,
     pub(super) range: Option<HeaderValue>,
+    /// Where it is, if it is not content.
+    pub(super) place: Option<Place>,
+    /// What a token must be good for; empty: what the registry asks for, or else to pull from the repository.
+    pub(super) scopes: Vec<String>,
+}
+
+impl Request<'_> {
+    fn url(&self) -> Url {
+        match &self.place {
+            Some(place) => place.under(self.upstream.root_url()),
+            None => self.upstream.content_url(self.repository, self.kind, &self.reference),
+        }
+    }
 }
 
 /// A response that the caller must judge: 200, 206, 416, or for HEAD also a refusal of the method itself.
@@ -142,7 +156,7 @@ impl Origin {
     /// One try: at most one sign-in, then redirects.
     async fn attempt(&self, request: &Request<'_>) -> Result<Reply, Failure> {
         let upstream = request.upstream;
-        let start = upstream.content_url(request.repository, request.kind, &request.reference);
+        let start = request.url();
         let mut authorization = self.known_authorization(request).await?;
         let mut url = start.clone();
         // Once a redirect has left the registry, nothing carries its credentials, not even the way back.

@@ -156,8 +156,12 @@ impl Origin {
                 account::bearer(token).map_err(|why| Failure::fatal(OriginError::protocol(upstream.host(), why)))?;
             return if refused == Some(&header) { Err(denied(upstream.host())) } else { Ok(header) };
         }
+        // Tokens for more than to pull are kept apart: whoever pulls must not replace what an upload under way needs.
+        let apart = (!request.scopes.is_empty()).then(|| request.scopes.join(" "));
+        let wider = Bearer { scopes: request.scopes.clone(), ..bearer.clone() };
+        let bearer = if apart.is_some() { &wider } else { bearer };
         let fetch = |refresh| self.fetch_grant(request, bearer, credential, refresh);
-        let key = (request.repository, Who::of(credential));
+        let key = (apart.as_deref().unwrap_or(request.repository), Who::of(credential));
         let Token { header, .. } = upstream.tokens.get(Instant::now(), key, refused, fetch).await?;
         Ok(header)
     }

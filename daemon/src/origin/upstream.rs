@@ -51,6 +51,8 @@ pub struct UpstreamSettings {
     pub allow_private: bool,
     /// Hosts beyond the registry's own site that may be its token realm and get its credentials.
     pub realm_hosts: Vec<String>,
+    /// Lets clients push through this node.
+    pub push: bool,
 }
 
 impl UpstreamSettings {
@@ -69,6 +71,7 @@ impl UpstreamSettings {
             client_key_file: None,
             allow_private: false,
             realm_hosts: Vec::new(),
+            push: false,
         }
     }
 }
@@ -97,6 +100,8 @@ pub struct UpstreamError {
 pub struct Upstream {
     /// The name clients use, for example `docker.io` or `registry.test:5000`.
     pub name: String,
+    /// Whether clients may push through this node.
+    pub push: bool,
     /// Ends in `/v2/`, or with `/v2/some/prefix/`.
     base: Url,
     host: String,
@@ -146,6 +151,7 @@ impl Upstream {
         Ok(Self {
             account: Account::new(credentials, settings.name.clone()),
             name: settings.name,
+            push: settings.push,
             host: authority(&base),
             base,
             realm_hosts: settings.realm_hosts,

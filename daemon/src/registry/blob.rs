@@ -42,7 +42,12 @@ pub(super) async fn answer(
         return Ok(respond::unmodified(digest));
     }
     if request.head {
-        return Ok(head(digest, size(inner, want, request).await?));
+        let known = if target.upstream.push { there(inner, &want, request).await? } else { None };
+        let size = match known {
+            Some(size) => size,
+            None => size(inner, want, request).await?,
+        };
+        return Ok(head(digest, size));
     }
     let wanted = if respond::range_applies(request.headers, digest) {
         Wanted::parse(request.headers.get(RANGE))
@@ -101,6 +106,19 @@ fn once_sealed(
         Ok::<_, io::Error>(opened.read(range))
     };
     sealed.try_flatten_stream().boxed()
+}
+
+/// The size of content in its repository at the origin. Whoever pushes asks so whether to send it: that another repository has it,
+/// or this node, is no answer. None if the origin cannot be asked.
+pub(super) async fn there(inner: &Inner, want: &Want, request: &Request<'_>) -> Result<Option<u64>, Failure> {
+    let asked = inner.content.size(want.source.clone(), want.digest);
+    match timeout(request.deadline.remaining() / 2, asked).await {
+        Ok(Err(error @ (OriginError::NotFound { .. } | OriginError::Denied { .. }))) => {
+            Err(Failure::from_origin(&error, want.source.kind))
+        }
+        Ok(answer) => Ok(answer.ok()),
+        Err(_) => Ok(None),
+    }
 }
 
 /// The size of a blob: known here, told by the origin for the price of a HEAD, or else by whoever has the blob.

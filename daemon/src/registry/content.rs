@@ -1,5 +1,5 @@
-//! What the front needs of the rest of the daemon, as one trait: the node for content by digest, the origin for tags and
-//! sizes. The seam lets the front be tested over real sockets without a swarm behind it.
+//! What the front needs of the rest of the daemon, as one trait: the node for content by digest, the origin for tags, sizes
+//! and lists. The seam lets the front be tested over real sockets without a swarm behind it.
 
 use std::{fmt, future::Future, io, ops::Range, sync::Arc, time::Duration};
 
@@ -11,7 +11,8 @@ use tokio::time::{Instant, timeout_at};
 use super::error::Failure;
 use crate::{
     node::{Blob, Node, OpenError, Want},
-    origin::{Origin, OriginError, Resolved, Source, Upstream},
+    origin::{List, Listing, Origin, OriginError, Push, Pushed, Resolved, Source, Upstream},
+    store::Draft,
 };
 
 /// The bytes of a range in order; an error item means that the body must end early.
@@ -27,6 +28,14 @@ pub(super) trait Content: fmt::Debug + Send + Sync + 'static {
     fn size(&self, source: Source, digest: Digest) -> BoxFuture<'static, Result<u64, OriginError>>;
     /// See [`Origin::resolve`].
     fn resolve(&self, question: TagQuestion) -> BoxFuture<'static, Result<Resolved, OriginError>>;
+    /// See [`Origin::list`].
+    fn list(&self, question: ListQuestion) -> BoxFuture<'static, Result<List, OriginError>>;
+    /// See [`Origin::push`].
+    fn push(&self, push: Push) -> BoxFuture<'static, Result<Pushed, OriginError>>;
+    /// See [`Node::draft`].
+    fn draft(&self) -> BoxFuture<'static, Result<Draft, OpenError>>;
+    /// See [`Node::keep`].
+    fn keep(&self, draft: Draft, want: Want) -> BoxFuture<'static, Result<(), OpenError>>;
 }
 
 /// What is asked about a tag.
@@ -40,6 +49,19 @@ pub(super) struct TagQuestion {
     pub(super) tag: String,
     /// The media types the client accepts, as one header value.
     pub(super) accept: String,
+}
+
+/// Which page of a list is asked for.
+#[derive(Debug, Clone)]
+pub(super) struct ListQuestion {
+    /// The registry.
+    pub(super) upstream: Arc<Upstream>,
+    /// The repository there; empty for the list of repositories.
+    pub(super) repository: String,
+    /// Which list.
+    pub(super) listing: Listing,
+    /// The query that chooses the page.
+    pub(super) query: String,
 }
 
 /// An open blob whose reading has not begun.
@@ -96,6 +118,29 @@ impl Content for Daemon {
             let TagQuestion { upstream, repository, tag, accept } = question;
             origin.resolve(&upstream, &repository, &tag, &accept).await
         })
+    }
+
+    fn list(&self, question: ListQuestion) -> BoxFuture<'static, Result<List, OriginError>> {
+        let origin = Arc::clone(&self.origin);
+        Box::pin(async move {
+            let ListQuestion { upstream, repository, listing, query } = question;
+            origin.list(&upstream, &repository, &listing, &query).await
+        })
+    }
+
+    fn push(&self, push: Push) -> BoxFuture<'static, Result<Pushed, OriginError>> {
+        let origin = Arc::clone(&self.origin);
+        Box::pin(async move { origin.push(push).await })
+    }
+
+    fn draft(&self) -> BoxFuture<'static, Result<Draft, OpenError>> {
+        let node = self.node.clone();
+        Box::pin(async move { node.draft().await })
+    }
+
+    fn keep(&self, draft: Draft, want: Want) -> BoxFuture<'static, Result<(), OpenError>> {
+        let node = self.node.clone();
+        Box::pin(async move { node.keep(draft, want).await })
     }
 }
 

@@ -28,10 +28,16 @@ const MESSAGE_BYTES: usize = 256;
 pub(super) enum Code {
     /// The blob exists neither here nor at the origin.
     BlobUnknown,
+    /// The upload is not as the registry wants it.
+    BlobUploadInvalid,
+    /// There is no such upload.
+    BlobUploadUnknown,
     /// Host or browser checks refused the request.
     Denied,
     /// The digest is malformed or of an unsupported algorithm.
     DigestInvalid,
+    /// A manifest refers to a blob that the origin does not have.
+    ManifestBlobUnknown,
     /// The content is not a manifest, or not the one it claims to be.
     ManifestInvalid,
     /// The manifest exists neither here nor at the origin.
@@ -46,6 +52,26 @@ pub(super) enum Code {
     Unavailable,
     /// No such operation here.
     Unsupported,
+}
+
+impl Code {
+    /// A code that an origin wrote, if a client that pushes is to hear it.
+    pub(super) fn known(text: &str) -> Option<Self> {
+        Some(match text {
+            "BLOB_UNKNOWN" => Self::BlobUnknown,
+            "BLOB_UPLOAD_INVALID" => Self::BlobUploadInvalid,
+            "BLOB_UPLOAD_UNKNOWN" => Self::BlobUploadUnknown,
+            "DIGEST_INVALID" => Self::DigestInvalid,
+            "MANIFEST_BLOB_UNKNOWN" => Self::ManifestBlobUnknown,
+            "MANIFEST_INVALID" => Self::ManifestInvalid,
+            "MANIFEST_UNKNOWN" => Self::ManifestUnknown,
+            "NAME_INVALID" => Self::NameInvalid,
+            "NAME_UNKNOWN" => Self::NameUnknown,
+            "SIZE_INVALID" => Self::SizeInvalid,
+            "UNSUPPORTED" => Self::Unsupported,
+            _ => return None,
+        })
+    }
 }
 
 /// Why a request gets no content.
@@ -83,10 +109,17 @@ impl Failure {
 
     /// What the origin's refusal means for a client asking for `kind`.
     pub(super) fn from_origin(error: &OriginError, kind: Kind) -> Self {
-        let unknown = match kind {
-            Kind::Blob => Code::BlobUnknown,
-            Kind::Manifest => Code::ManifestUnknown,
-        };
+        Self::from_origin_as(
+            error,
+            match kind {
+                Kind::Blob => Code::BlobUnknown,
+                Kind::Manifest => Code::ManifestUnknown,
+            },
+        )
+    }
+
+    /// The same for a client to whom `unknown` says what is not there.
+    pub(super) fn from_origin_as(error: &OriginError, unknown: Code) -> Self {
         match error {
             OriginError::NotFound { host } => Self::not_found(unknown, format!("not found at origin {host}")),
             OriginError::Denied { host } => Self::not_found(unknown, format!("access denied at origin {host}")),

@@ -5,7 +5,7 @@ use std::{
     io,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -18,10 +18,11 @@ use futures_util::{
 };
 use shoal_proto::digest::{Algorithm, Digest};
 
-use super::content::{Content, Opened, TagQuestion};
+use super::content::{Content, ListQuestion, Opened, TagQuestion};
 use crate::{
     node::{OpenError, Want},
-    origin::{Kind, OriginError, Resolved, Source, Upstream},
+    origin::{Kind, List, OriginError, Push, Pushed, Resolved, Source, Upstream, warning},
+    store::Draft,
 };
 
 /// Bytes in each item of a body, so that bodies come in several.
@@ -33,13 +34,21 @@ pub(super) fn upstream(name: &str) -> Arc<Upstream> {
     Arc::new(Upstream::new(crate::origin::UpstreamSettings::new(name, url)).expect("a plain upstream"))
 }
 
+/// The same, which may be pushed to.
+pub(super) fn upstream_with_push(name: &str) -> Arc<Upstream> {
+    let url = url::Url::parse("http://127.0.0.1:9").expect("a URL");
+    let settings = crate::origin::UpstreamSettings { push: true, ..crate::origin::UpstreamSettings::new(name, url) };
+    Arc::new(Upstream::new(settings).expect("a plain upstream"))
+}
+
 /// Answers from what it was given, and counts what it was asked.
 #[derive(Debug, Default)]
 pub(super) struct Fake {
     content: HashMap<Digest, Bytes>,
     sealed: bool,
     tags: HashMap<String, Resolved>,
-    any_tag: Option<Resolved>,
+    /// By repository and query.
+    lists: HashMap<(String, String), List>,
     silent: bool,
     breaks_at: Option<usize>,
     open_error: Option<OpenError>,
@@ -52,6 +61,12 @@ pub(super) struct Fake {
     pub(super) offset: AtomicU64,
     /// Questions about sizes.
     pub(super) sized: AtomicU64,
+    /// Questions about lists.
+    pub(super) listed: AtomicU64,
+    /// Requests of uploads.
+    pub(super) pushed: AtomicU64,
+    /// While it is set, the origin cannot be asked.
+    pub(super) down: AtomicBool,
 }
 
 impl Fake {
@@ -72,8 +87,15 @@ impl Fake {
         self.with_content(manifest)
     }
 
-    pub(super) fn with_any_tag(mut self, manifest: &[u8]) -> Self {
-        self.any_tag = Some(index(manifest));
+    /// All answers about tags carry this warning.
+    pub(super) fn warning(mut self, text: &str) -> Self {
+        self.tags.values_mut().for_each(|resolved| resolved.warnings.extend(warning(text)));
+        self
+    }
+
+    /// A list of this repository, for this query.
+    pub(super) fn with_list(mut self, repository: &str, query: &str, list: List) -> Self {
+        self.lists.insert((repository.to_owned(), query.to_owned()), list);
         self
     }
 
@@ -113,6 +135,7 @@ fn index(manifest: &[u8]) -> Resolved {
         digest: Digest::of(Algorithm::Sha256, manifest),
         size: manifest.len() as u64,
         media_type: String::from("application/vnd.oci.image.index.v1+json"),
+        warnings: Vec::new(),
     }
 }
 
@@ -159,7 +182,34 @@ impl Content for Fake {
         if let Some(error) = self.origin_error.clone() {
             return self.say(Err(error));
         }
-        let resolved = self.tags.get(&question.tag).or(self.any_tag.as_ref()).cloned();
+        if self.down.load(Relaxed) {
+            let why = String::from("connection refused");
+            return self.say(Err(OriginError::Unavailable { host: question.upstream.name.clone(), why }));
+        }
+        let resolved = self.tags.get(&question.tag).cloned();
         self.say(resolved.ok_or_else(|| unknown(&question.upstream.name)))
+    }
+
+    fn list(&self, question: ListQuestion) -> BoxFuture<'static, Result<List, OriginError>> {
+        self.listed.fetch_add(1, Relaxed);
+        if let Some(error) = self.origin_error.clone() {
+            return self.say(Err(error));
+        }
+        let list = self.lists.get(&(question.repository, question.query)).cloned();
+        self.say(list.ok_or_else(|| unknown(&question.upstream.name)))
+    }
+
+    fn push(&self, push: Push) -> BoxFuture<'static, Result<Pushed, OriginError>> {
+        self.pushed.fetch_add(1, Relaxed);
+        let host = push.upstream.name.clone();
+        self.say(Err(self.origin_error.clone().unwrap_or(OriginError::NotFound { host })))
+    }
+
+    fn draft(&self) -> BoxFuture<'static, Result<Draft, OpenError>> {
+        self.say(Err(OpenError::Disk(String::from("no disk"))))
+    }
+
+    fn keep(&self, _draft: Draft, _want: Want) -> BoxFuture<'static, Result<(), OpenError>> {
+        self.say(Err(OpenError::Disk(String::from("no disk"))))
     }
 }

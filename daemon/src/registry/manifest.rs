@@ -6,13 +6,13 @@ use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use hyper::{
     HeaderMap, Response,
-    header::{ACCEPT, CONTENT_TYPE, HeaderValue},
+    header::{ACCEPT, CONTENT_TYPE, HeaderValue, WARNING},
 };
 use shoal_proto::digest::Digest;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
-    Inner, Request,
+    Inner, Request, blob,
     body::Body,
     content::TagQuestion,
     error::{Code, Failure},
@@ -21,14 +21,14 @@ use super::{
     respond,
     route::Target,
 };
-use crate::origin::Kind;
+use crate::origin::{Kind, Resolved, warning};
 
 /// Largest manifest, in bytes; containerd refuses more than this too.
-const MANIFEST_BYTES: u64 = 4 << 20;
+pub(super) const MANIFEST_BYTES: u64 = 4 << 20;
 /// Most memory that manifests on their way to clients may take.
 const BUDGET_BYTES: u64 = 64 << 20;
 /// The unit in which that memory is handed out.
-const PERMIT_BYTES: u64 = 1 << 10;
+pub(super) const PERMIT_BYTES: u64 = 1 << 10;
 /// Permits for [`Inner::manifests`].
 pub(super) const PERMITS: usize = (BUDGET_BYTES / PERMIT_BYTES) as usize;
 /// Longest `Accept`, all lines together, in bytes. The longest known client sends some 700.
@@ -48,21 +48,50 @@ pub(super) async fn answer(
     reference: &Reference,
     request: &Request<'_>,
 ) -> Result<Response<Body>, Failure> {
-    let tag = match reference {
+    match reference {
         Reference::Digest(digest) => {
+            if request.head && target.upstream.push {
+                blob::there(inner, &target.want(digest, Kind::Manifest), request).await?;
+            }
             let manifest = read(inner, target, digest, None, request).await?;
-            return document(request, digest, manifest);
+            document(request, digest, manifest)
         }
-        Reference::Tag(tag) => tag.clone(),
-    };
+        Reference::Tag(tag) => by_tag(inner, target, tag, request).await,
+    }
+}
+
+async fn by_tag(inner: &Inner, target: &Target, tag: &str, request: &Request<'_>) -> Result<Response<Body>, Failure> {
     let question = TagQuestion {
         upstream: Arc::clone(&target.upstream),
         repository: target.repository.clone(),
-        tag,
+        tag: tag.to_owned(),
         accept: accept(request.headers)?,
     };
-    let resolved = inner.tags.resolve(&inner.content, question.clone()).await;
-    let resolved = resolved.map_err(|error| Failure::from_origin(&error, Kind::Manifest))?;
+    let told = inner.tags.resolve(&inner.content, question.clone()).await;
+    let told = told.map_err(|error| Failure::from_origin(&error, Kind::Manifest))?;
+    let answered = resolved(inner, target, &told.value, request).await;
+    if answered.is_err() && told.stale.is_none() {
+        // The tag may have moved, or the answer was a lie: ask again next time.
+        inner.tags.forget(&question);
+    }
+    let mut response = answered?;
+    let stale = told.stale.and_then(|age| {
+        let (host, age) = (&target.upstream.name, age.as_secs());
+        warning(&format!("{host} cannot be asked: this is what the tag pointed at {age} s ago"))
+    });
+    for warning in stale.into_iter().chain(told.value.warnings) {
+        response.headers_mut().append(WARNING, warning);
+    }
+    Ok(response)
+}
+
+/// Answers for what a tag points at.
+async fn resolved(
+    inner: &Inner,
+    target: &Target,
+    resolved: &Resolved,
+    request: &Request<'_>,
+) -> Result<Response<Body>, Failure> {
     let media_type = media::essence(&resolved.media_type).ok_or_else(|| {
         Failure::unavailable(format!("origin {} told no media type for the tag", target.upstream.name))
     })?;
@@ -73,14 +102,8 @@ pub(super) async fn answer(
     if respond::not_modified(request.headers, &resolved.digest) {
         return Ok(respond::unmodified(&resolved.digest));
     }
-    match read(inner, target, &resolved.digest, Some(&media_type), request).await {
-        Ok(manifest) => document(request, &resolved.digest, manifest),
-        Err(failure) => {
-            // The tag may have moved, or the answer was a lie: ask again next time.
-            inner.tags.forget(&question);
-            Err(failure)
-        }
-    }
+    let manifest = read(inner, target, &resolved.digest, Some(&media_type), request).await?;
+    document(request, &resolved.digest, manifest)
 }
 
 /// Reads a manifest whole and tells its type, against what the origin `told` for the tag.

@@ -7,9 +7,11 @@ use url::form_urlencoded;
 
 use super::{
     error::{Code, Failure},
+    list::Page,
     name::{self, NAME_BYTES, Reference},
+    push::Asked,
 };
-use crate::origin::Upstream;
+use crate::origin::{Listing, Upstream};
 
 /// What a path asks for.
 #[derive(Debug)]
@@ -20,6 +22,10 @@ pub(super) enum Route {
     Manifest(Target, Reference),
     /// `/v2/<name>/blobs/<digest>`.
     Blob(Target, shoal_proto::digest::Digest),
+    /// `/v2/<name>/tags/list`, `/v2/<name>/referrers/<digest>`, `/v2/[<upstream>/]_catalog`.
+    List(Target, Listing, Page),
+    /// A request that pushes.
+    Push(Target, Asked),
 }
 
 /// A repository of an allow-listed upstream.
@@ -27,7 +33,7 @@ pub(super) enum Route {
 pub(super) struct Target {
     /// The registry.
     pub(super) upstream: Arc<Upstream>,
-    /// The repository there.
+    /// The repository there; empty for the list of repositories.
     pub(super) repository: String,
     /// The `ns` parameter as the client wrote it, to be answered as `OCI-Namespace`.
     pub(super) namespace: Option<String>,
@@ -65,6 +71,10 @@ impl Upstreams {
         if rest.is_empty() {
             return Ok(Route::Base);
         }
+        if rest == "_catalog" || rest.ends_with("/_catalog") {
+            let target = self.catalog(rest, query)?;
+            return Ok(Route::List(target, Listing::Catalog, Page::parse(path, query)?));
+        }
         let (before, last) = rest.rsplit_once('/').ok_or_else(unknown_path)?;
         let (name, collection) = before.rsplit_once('/').ok_or_else(unknown_path)?;
         match collection {
@@ -76,6 +86,15 @@ impl Upstreams {
                 let target = self.target(name, query)?;
                 Ok(Route::Blob(target, name::digest(last)?))
             }
+            "tags" if last == "list" => {
+                let target = self.target(name, query)?;
+                Ok(Route::List(target, Listing::Tags, Page::parse(path, query)?))
+            }
+            "referrers" => {
+                let target = self.target(name, query)?;
+                let listing = Listing::Referrers(name::digest(last)?);
+                Ok(Route::List(target, listing, Page::parse(path, query)?))
+            }
             // An escaped slash or dot-dot would otherwise read as merely unknown; say what is wrong with it.
             _ if path.contains('%') => Err(bad_name()),
             _ => Err(unknown_path()),
@@ -84,7 +103,7 @@ impl Upstreams {
 
     /// Chooses the upstream: `ns`, else a first component that names an upstream, else the default. A first component
     /// that repeats what `ns` says (containerd with `override_path`) is not part of the repository.
-    fn target(&self, name: &str, query: Option<&str>) -> Result<Target, Failure> {
+    pub(super) fn target(&self, name: &str, query: Option<&str>) -> Result<Target, Failure> {
         if name.len() > NAME_BYTES {
             return Err(bad_name());
         }
@@ -106,6 +125,24 @@ impl Upstreams {
             return Err(bad_name());
         }
         target(self.default.as_ref().ok_or_else(unknown_registry)?, name, None)
+    }
+
+    /// The registry whose repositories are asked for: by `ns`, by its name before `/_catalog`, or the default.
+    fn catalog(&self, rest: &str, query: Option<&str>) -> Result<Target, Failure> {
+        let namespace = namespace(query)?;
+        let upstream = match (rest.strip_suffix("/_catalog"), &namespace) {
+            (Some(name), None) => self.by_name.get(name),
+            (None, Some(namespace)) => self.find(namespace),
+            (None, None) => self.default.as_ref(),
+            (Some(_), Some(_)) => None,
+        };
+        let upstream = Arc::clone(upstream.ok_or_else(unknown_registry)?);
+        Ok(Target { upstream, repository: String::new(), namespace })
+    }
+
+    /// The upstream of exactly this name.
+    pub(super) fn named(&self, name: &str) -> Option<&Arc<Upstream>> {
+        self.by_name.get(name)
     }
 
     /// Host names do not differ by case; the allow-list is lower-case.
@@ -144,7 +181,10 @@ fn bad_name() -> Failure {
 }
 
 fn unknown_path() -> Failure {
-    Failure::not_found(Code::Unsupported, "only /v2/, manifests and blobs are served here")
+    Failure::not_found(
+        Code::Unsupported,
+        "only /v2/, manifests, blobs, tags, referrers and the catalog are served here",
+    )
 }
 
 fn unknown_registry() -> Failure {
@@ -248,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_base_manifests_and_blobs_are_routes() {
+    fn only_the_base_content_and_lists_are_routes() {
         let hex = "0".repeat(64);
         let upstreams = upstreams(Some("docker.io"));
         assert!(matches!(upstreams.route("/v2/", None), Ok(Route::Base)));
@@ -257,6 +297,23 @@ mod tests {
             upstreams.route("/v2/a/manifests/manifests/v1", None),
             Ok(Route::Manifest(target, Reference::Tag(tag))) if target.repository == "a/manifests" && tag == "v1"
         ));
+        for (path, query, name, repository) in [
+            ("/v2/a/tags/list", None, "docker.io", "library/a"),
+            ("/v2/tags/list/tags/list", Some("n=1"), "docker.io", "tags/list"),
+            ("/v2/a/tags/list", Some("ns=quay.io"), "quay.io", "a"),
+            ("/v2/registry.test:5000/a/tags/list", None, "registry.test:5000", "a"),
+            (&format!("/v2/quay.io/a/referrers/sha256:{hex}"), None, "quay.io", "a"),
+            ("/v2/_catalog", None, "docker.io", ""),
+            ("/v2/_catalog", Some("n=5&ns=quay.io"), "quay.io", ""),
+            ("/v2/registry.test:5000/_catalog", None, "registry.test:5000", ""),
+        ] {
+            match upstreams.route(path, query) {
+                Ok(Route::List(target, ..)) => {
+                    assert_eq!((target.upstream.name.as_str(), target.repository.as_str()), (name, repository));
+                }
+                other => panic!("{path}: {other:?}"),
+            }
+        }
         for path in [
             "",
             "/",
@@ -266,10 +323,14 @@ mod tests {
             "/V2/",
             "//v2/",
             "/v2//",
-            "/v2/_catalog",
-            "/v2/a/tags/list",
-            &format!("/v2/a/referrers/sha256:{hex}"),
-            "/v2/a/blobs/uploads/",
+            "/v2/_catalog/",
+            "/v2/x_catalog",
+            "/v2/quay.io:1/_catalog",
+            "/v2/tags/list",
+            "/v2/a/tags/list/",
+            "/v2/a/tags/",
+            "/v2/a/tags/x",
+            "/v2/a/blobs/uploads/x",
             "/v2/manifests/v1",
             "/v2/a/manifests",
             "/metrics",
@@ -281,6 +342,11 @@ mod tests {
             ("/v2/a/manifests/", Code::ManifestUnknown),
             ("/v2/a/blobs/", Code::DigestInvalid),
             ("/v2/a/blobs/latest", Code::DigestInvalid),
+            ("/v2/a/referrers/", Code::DigestInvalid),
+            ("/v2/a/referrers/latest", Code::DigestInvalid),
+            ("/v2/a%2ftags/list", Code::Unsupported),
+            ("/v2/evil.example/_catalog", Code::NameUnknown),
+            ("/v2/quay.io/x/_catalog", Code::NameUnknown),
             ("/v2/a%2fmanifests%2fv1", Code::Unsupported),
             ("/v2/a/manifests%2fv1/x", Code::NameInvalid),
             ("/v2/a/manifests/..", Code::ManifestUnknown),

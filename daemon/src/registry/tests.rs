@@ -1,5 +1,8 @@
 //! The front over real sockets, with written-down content behind it.
 
+mod lists;
+mod pushes;
+
 use std::{net::SocketAddr, sync::atomic::Ordering::Relaxed};
 
 use shoal_proto::digest::Algorithm;
@@ -108,7 +111,9 @@ impl Front {
 
     /// Nobody behind the front was asked anything.
     fn nobody_was_asked(&self) -> bool {
-        [&self.fake.resolved, &self.fake.opened, &self.fake.sized].iter().all(|count| count.load(Relaxed) == 0)
+        [&self.fake.resolved, &self.fake.opened, &self.fake.sized, &self.fake.listed]
+            .iter()
+            .all(|count| count.load(Relaxed) == 0)
     }
 }
 
@@ -139,8 +144,11 @@ async fn what_is_not_for_us_is_refused_without_asking_anybody() {
     let hex = "0".repeat(64);
     for (method, path, headers, status, code) in [
         ("GET", "/", &[][..], 404, "UNSUPPORTED"),
-        ("GET", "/v2/_catalog", &[], 404, "UNSUPPORTED"),
-        ("GET", "/v2/docker.io/x/tags/list", &[], 404, "UNSUPPORTED"),
+        ("GET", "/v2/_catalog", &[], 404, "NAME_UNKNOWN"),
+        ("GET", "/v2/docker.io/x/tags", &[], 404, "UNSUPPORTED"),
+        ("GET", "/v2/docker.io/x/tags/list?n=x", &[], 400, "UNSUPPORTED"),
+        ("GET", "/v2/docker.io/x/referrers/sha256:00", &[], 400, "DIGEST_INVALID"),
+        ("GET", "/v2/x/tags/list?ns=evil.example", &[], 404, "NAME_UNKNOWN"),
         ("POST", "/v2/docker.io/x/blobs/uploads/", &[], 405, "UNSUPPORTED"),
         ("DELETE", "/v2/docker.io/x/manifests/v1", &[], 405, "UNSUPPORTED"),
         ("OPTIONS", "/v2/", &[], 405, "UNSUPPORTED"),
@@ -409,7 +417,7 @@ async fn one_connection_carries_many_requests() {
 #[tokio::test]
 async fn a_connection_too_many_is_told_so() {
     let registry = Registry::with_content(RegistryConfig::default(), Fake::default().shared(), Arc::default());
-    let request = hyper::Request::get("/v2/").body(()).unwrap();
+    let request = hyper::Request::get("/v2/").body(http_body_util::Empty::<Bytes>::new()).unwrap();
     let response = registry.answer(request, "127.0.0.1:5050".parse().unwrap(), true).await;
     assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
 }
@@ -444,7 +452,13 @@ async fn a_client_is_a_reader_while_it_is_sent_a_blob_and_the_first_byte_is_time
     let manifest_path = format!("/v2/docker.io/team/x/manifests/{}", digest(INDEX));
     let answer = async |method: &str, path: &str| {
         let request = hyper::Request::builder().method(method).uri(path).header("Host", "localhost");
-        registry.answer(request.body(()).unwrap(), "127.0.0.1:5050".parse().unwrap(), false).await
+        registry
+            .answer(
+                request.body(http_body_util::Empty::<Bytes>::new()).unwrap(),
+                "127.0.0.1:5050".parse().unwrap(),
+                false,
+            )
+            .await
     };
     let timed = |count: u32| metrics.encode().contains(&format!("shoal_first_byte_seconds_count {count}\n"));
 

@@ -16,6 +16,7 @@ use super::{
 static LAYER: LazyLock<Sample> = LazyLock::new(Sample::three_chunks);
 static OLD: LazyLock<Sample> = LazyLock::new(|| Sample::new(Algorithm::Sha256, 5000, 4));
 static WIDE: LazyLock<Sample> = LazyLock::new(|| Sample::new(Algorithm::Sha512, 300_000, 5));
+static PUSHED: LazyLock<Sample> = LazyLock::new(|| Sample::new(Algorithm::Sha256, 9000, 6));
 
 /// What the store has promised so far.
 #[derive(Debug, Default, Clone)]
@@ -70,13 +71,23 @@ fn live(dir: &Path, fault: &Arc<Fault>, promises: &RefCell<Promises>) -> io::Res
     store.remove(&WIDE.digest)?;
     let blob = store.create(&WIDE.digest, WIDE.layout.size())?;
     blob.save_claim(&[])?;
-    blob.discard()
+    blob.discard()?;
+    drop(store.draft()?);
+    let mut draft = store.draft()?;
+    draft.write(&[PUSHED.content.slice(..5000), PUSHED.content.slice(5000..)])?;
+    let blob = draft.into_partial(&PUSHED.digest)?;
+    blob.save_claim(&PUSHED.whole())?;
+    blob.release();
+    let resumed = store.resume(&PUSHED.digest)?.unwrap();
+    assert!(resumed.verified.is_full());
+    resumed.blob.seal(&resumed.segments)?;
+    promise(&|promises| promises.sealed.push(PUSHED.digest))
 }
 
 /// Checks a store after a crash, then finishes every blob.
 fn check(dir: &Path, promises: &Promises, killed: bool) {
     let store = Store::open(dir).unwrap();
-    let samples: [&Sample; 3] = [&LAYER, &OLD, &WIDE];
+    let samples: [&Sample; 4] = [&LAYER, &OLD, &WIDE, &PUSHED];
     for sample in samples {
         if store.sealed_size(&sample.digest).is_some() {
             let sealed = store.open_sealed(&sample.digest).unwrap().unwrap();
@@ -119,7 +130,7 @@ fn check(dir: &Path, promises: &Promises, killed: bool) {
             sample.seal_into(&store);
         }
     }
-    assert_eq!(store.list().len(), 3);
+    assert_eq!(store.list().len(), 4);
     assert_only_listed_files(dir, &store);
 }
 

@@ -12,6 +12,9 @@ pub(super) const CLAIM: &str = ".claim";
 /// Behind the name of a record that is being written.
 pub(super) const TEMPORARY: &str = ".tmp";
 
+/// Before the number of a draft.
+const DRAFT: &str = "draft-";
+
 /// What a name in one of the store's directories says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Name {
@@ -70,6 +73,10 @@ impl Paths {
         self.partials().join(digest.hex())
     }
 
+    pub(super) fn draft(&self, number: u64) -> PathBuf {
+        self.partials().join(format!("{DRAFT}{number}"))
+    }
+
     pub(super) fn claim(&self, digest: &Digest) -> PathBuf {
         self.partials().join(digest.hex() + CLAIM)
     }
@@ -86,6 +93,12 @@ pub(super) fn temporary(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(TEMPORARY);
     PathBuf::from(name)
+}
+
+/// Whether `name` is that of a draft.
+pub(super) fn is_draft(name: &OsStr) -> bool {
+    let number = name.to_str().and_then(|name| name.strip_prefix(DRAFT));
+    number.is_some_and(|number| number.parse::<u64>().is_ok())
 }
 
 /// What `name` says in a directory whose records end in `record` (with the dot); none if it is not ours.

@@ -153,6 +153,7 @@ fn recover_partials(disk: &Disk, paths: &Paths, index: &mut Index) -> Result<(),
         match paths::parse(&name, paths::CLAIM) {
             Some(Name::Data(digest) | Name::Record(digest)) => _ = found.insert(digest),
             Some(Name::Temporary(_)) => delete(disk, &path.join(&name), "half-written"),
+            None if paths::is_draft(&name) => delete(disk, &path.join(&name), "of an upload that broke off"),
             None => foreign.log(&name),
         }
     }

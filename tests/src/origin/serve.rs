@@ -8,6 +8,7 @@ use std::{
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
+use http_body_util::BodyExt;
 use hyper::{
     HeaderMap, Method, Request, Response, StatusCode,
     body::Incoming,
@@ -17,7 +18,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::{net::TcpListener, task::JoinSet};
 
-use super::{Auth, Fault, Served, State, body, body::OriginBody, lock};
+use super::{Auth, Fault, Served, State, api, body, body::OriginBody, lock};
 
 const TOKEN: &str = "token-of-the-origin-double";
 
@@ -32,7 +33,7 @@ pub(super) async fn serve(listener: TcpListener, state: Arc<State>) {
         connections.spawn(async move {
             let service = service_fn(move |request| {
                 let state = Arc::clone(&state);
-                async move { Ok::<_, Infallible>(answer(&state, &request).await) }
+                async move { Ok::<_, Infallible>(answer(&state, request).await) }
             });
             // Ends with an error when a fault is served: that is what faults are for.
             hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await.ok();
@@ -41,7 +42,7 @@ pub(super) async fn serve(listener: TcpListener, state: Arc<State>) {
     }
 }
 
-async fn answer(state: &Arc<State>, request: &Request<Incoming>) -> Response<OriginBody> {
+async fn answer(state: &Arc<State>, request: Request<Incoming>) -> Response<OriginBody> {
     let path = request.uri().path().to_owned();
     let served = Arc::new(Served {
         method: request.method().to_string(),
@@ -52,17 +53,23 @@ async fn answer(state: &Arc<State>, request: &Request<Incoming>) -> Response<Ori
         sent: 0.into(),
     });
     lock(&state.served).push(Arc::clone(&served));
-    let response = match state.fault(&path) {
+    let mut response = match state.fault(&path) {
         Some(Fault::HangBeforeHeaders) => std::future::pending().await,
-        fault => respond(state, request, &served, fault),
+        fault => {
+            let (head, body) = request.into_parts();
+            // Who sends half of an upload gets no answer that it could read.
+            let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+            respond(state, &Request::from_parts(head, body), &served, fault)
+        }
     };
+    api::warn(&mut response, &lock(&state.shelf).warnings);
     served.status.store(response.status().as_u16().into(), Ordering::Relaxed);
     response
 }
 
 fn respond(
     state: &Arc<State>,
-    request: &Request<Incoming>,
+    request: &Request<Bytes>,
     served: &Arc<Served>,
     fault: Option<Fault>,
 ) -> Response<OriginBody> {
@@ -92,6 +99,15 @@ fn respond(
     }
     if path == "/v2/" {
         return plain(StatusCode::OK, "{}");
+    }
+    let asked = api::Asked {
+        method: request.method(),
+        uri: request.uri(),
+        headers: request.headers(),
+        body: request.body().clone(),
+    };
+    if let Some(answer) = api::answer(state, &asked) {
+        return answer;
     }
     let Some((digest, bytes, media_type)) = find(state, path) else {
         return plain(StatusCode::NOT_FOUND, r#"{"errors":[{"code":"BLOB_UNKNOWN","message":"not here"}]}"#);

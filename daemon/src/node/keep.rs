@@ -1,0 +1,84 @@
+//! Keeping what local clients push: proven here, then shown to peers like anything that was fetched.
+
+use std::sync::Arc;
+
+use shoal_proto::digest::{Algorithm, Digest};
+use tokio::task::spawn_blocking;
+
+use super::{Node, OpenError, Want, obey::sign_chain, parts::Parts};
+use crate::store::Draft;
+
+impl Node {
+    /// A place for bytes whose digest is not known yet.
+    ///
+    /// # Errors
+    /// [`OpenError::Disk`].
+    pub async fn draft(&self) -> Result<Draft, OpenError> {
+        let store = self.shared.store.clone();
+        blocking(move || store.draft()).await
+    }
+
+    /// Keeps a draft as the blob that `want` names, if its bytes are that. Trackers and peers then hear of it, so that a
+    /// rollout begins here and not at the origin.
+    ///
+    /// # Errors
+    /// [`OpenError::Corrupt`] if the bytes are others; [`OpenError::Disk`]. A blob that is here already, or on its way, is
+    /// no error.
+    pub async fn keep(&self, draft: Draft, want: Want) -> Result<(), OpenError> {
+        if self.sealed_size(&want.digest).is_some() {
+            return Ok(());
+        }
+        let parts = Arc::clone(&self.shared.parts);
+        let content = draft.content().map_err(disk)?;
+        let states = match want.digest.algorithm() {
+            Algorithm::Sha256 => {
+                let derived = parts.verifier.derive(&content).await.map_err(disk)?;
+                let matching = derived.filter(|(_, found)| *found == want.digest);
+                Some(matching.map(|(states, _)| states).ok_or(OpenError::Corrupt)?)
+            }
+            Algorithm::Sha512 => {
+                let found = parts.verifier.digest_of(&content, Algorithm::Sha512).await.map_err(disk)?;
+                (found == want.digest).then_some(None).ok_or(OpenError::Corrupt)?
+            }
+        };
+        let digest = want.digest;
+        match spawn_blocking(move || store(&parts, draft, &digest, states.as_deref())).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
+            Ok(Err(error)) => return Err(disk(error)),
+            Err(error) => return Err(disk(std::io::Error::other(error))),
+        }
+        // What lies there whole with its chain is proven anew and sealed; nothing is fetched.
+        self.fetch(want).await?.done().await?;
+        Ok(())
+    }
+}
+
+/// Puts a proven draft where the loop finds it. A blob without a chain is of no use to peers: it is sealed here.
+fn store(
+    parts: &Parts,
+    draft: Draft,
+    digest: &Digest,
+    states: Option<&[shoal_proto::chain::State]>,
+) -> std::io::Result<()> {
+    let partial = draft.into_partial(digest)?;
+    let stored = match states {
+        Some(states) => partial.save_claim(&sign_chain(parts, digest, partial.layout().size(), states)),
+        None => partial.seal(&[]).map(drop),
+    };
+    match stored {
+        Ok(()) => partial.release(),
+        Err(_) => partial.discard()?,
+    }
+    stored
+}
+
+fn disk(error: std::io::Error) -> OpenError {
+    OpenError::Disk(error.to_string())
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> Result<T, OpenError> {
+    spawn_blocking(work).await.map_err(std::io::Error::other).and_then(|done| done).map_err(disk)
+}
