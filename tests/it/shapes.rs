@@ -1,7 +1,8 @@
 //! What clients that are not run here ask, step by step, and what they need of each answer.
 //!
 //! Each sequence is as it was recorded from the client or follows from its source: its methods and paths, its header lines
-//! one by one, whether it keeps the connection. The clients that are run for real are in `clients`.
+//! one by one, whether it keeps the connection. Releases in the `User-Agent` lines are examples. The clients that are run for
+//! real are in `clients`.
 
 use shoal_tests::{
     daemon::Daemon,
