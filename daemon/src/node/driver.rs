@@ -26,6 +26,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     Flights, NodeFetch, Want,
     flight::Flight,
+    gate::Gate,
     job::{Job, Stream},
     parts::Parts,
     vouched::{Shelf, Vouched},
@@ -44,8 +45,8 @@ const WAITING_MAX: usize = 256;
 /// A wish of somebody local.
 #[derive(Debug)]
 pub(super) enum Command {
-    /// Fetch this blob.
-    Want { want: Want, flight: Arc<Flight> },
+    /// Fetch this blob; `resumes` says whether what an earlier fetch left may be used.
+    Want { want: Want, flight: Arc<Flight>, resumes: bool },
     /// A reader waits for a chunk.
     Reading { digest: Digest, reader: ReaderId, chunk: ChunkIndex },
     /// A reader is gone.
@@ -99,6 +100,9 @@ pub(super) struct Driver {
     inputs: VecDeque<Input>,
     turning: bool,
     pub(super) tracker: Tracker,
+    /// For blobs that no peer may know of: its only member is this node.
+    solo: Tracker,
+    pub(super) gate: Gate,
     pub(super) jobs: HashMap<Digest, Arc<Job>>,
     /// Sealed blobs that peers read.
     pub(super) held: HashMap<Digest, Arc<Vouched>>,
@@ -129,7 +133,9 @@ impl Driver {
             swarm: Swarm::new(me, place, limits.clone(), seed),
             inputs: VecDeque::new(),
             turning: false,
-            tracker: Tracker::new(limits, seed ^ 1),
+            tracker: Tracker::new(limits.clone(), seed ^ 1),
+            solo: Tracker::new(limits, seed ^ 2),
+            gate: Gate::new(Arc::clone(&parts.access), me),
             parts,
             flights,
             tasks,
@@ -179,7 +185,8 @@ impl Driver {
     }
 
     fn next_deadline(&self) -> Instant {
-        let due = self.swarm.deadline().into_iter().chain(self.tracker.deadline()).min();
+        let trackers = self.tracker.deadline().into_iter().chain(self.solo.deadline());
+        let due = self.swarm.deadline().into_iter().chain(trackers).min();
         // Without a deadline any far time will do: each fact makes the loop look again.
         due.map_or_else(
             || Instant::now() + Duration::from_secs(3600),
@@ -219,7 +226,16 @@ impl Driver {
     fn track(&mut self, input: tracker::Input) {
         let mut out = Vec::new();
         let now = self.now();
-        self.tracker.handle(now, input, &mut out);
+        match &input {
+            tracker::Input::Joined { contact, join } if contact.peer == self.me && self.gate.hides(&join.digest) => {
+                self.solo.handle(now, input, &mut out);
+            }
+            tracker::Input::Joined { .. } => self.tracker.handle(now, input, &mut out),
+            tracker::Input::Left { .. } | tracker::Input::Disconnected { .. } | tracker::Input::Elapsed => {
+                self.solo.handle(now, input.clone(), &mut out);
+                self.tracker.handle(now, input, &mut out);
+            }
+        }
         for tracker::Send { peer, message } in out {
             if peer == self.me {
                 self.later(Input::Received { peer, message });
@@ -233,7 +249,14 @@ impl Driver {
         if peer == self.me {
             let contact = Contact { peer, address: self.parts.plane.local_address() };
             self.tracked(contact, message);
-        } else if let Err(error) = self.parts.plane.send(peer, message) {
+            return;
+        }
+        if let Message::Subscribe { digest, .. } = &message
+            && let Some(entitled) = self.gate.entitlement(peer, digest)
+        {
+            self.parts.plane.send(peer, entitled).ok();
+        }
+        if let Err(error) = self.parts.plane.send(peer, message) {
             tracing::debug!(%peer, %error, "message not sent");
         }
     }
@@ -259,7 +282,8 @@ impl Driver {
             | Message::Fresh { .. }
             | Message::Peers { .. }
             | Message::Segment { .. }
-            | Message::Unknown { .. } => {}
+            | Message::Unknown { .. }
+            | Message::Entitled { .. } => {}
         }
     }
 
@@ -272,7 +296,7 @@ impl Driver {
 
     pub(super) fn command(&mut self, command: Command) {
         match command {
-            Command::Want { want, flight } => self.want(want, flight),
+            Command::Want { want, flight, resumes } => self.want(want, flight, resumes),
             Command::Reading { digest, reader, chunk } => self.swarm(Input::Reading { digest, reader, chunk }),
             Command::ReaderLeft { digest, reader } => self.swarm(Input::ReaderLeft { digest, reader }),
             Command::Rotten { digest } => self.rotten(digest),
@@ -297,7 +321,7 @@ impl Driver {
     }
 
     /// Looks in the store for what is left of an earlier fetch, then wishes.
-    fn want(&mut self, want: Want, flight: Arc<Flight>) {
+    fn want(&mut self, want: Want, flight: Arc<Flight>, resumes: bool) {
         let digest = want.digest;
         self.jobs.insert(digest, Arc::new(Job::new(Some(want.source), flight)));
         let store = self.parts.store.clone();
@@ -306,7 +330,8 @@ impl Driver {
             if let Ok(Some(sealed)) = store.open_sealed(&digest) {
                 return Fact::Stored { digest, sealed };
             }
-            let resumed = store.resume(&digest).unwrap_or_else(|error| {
+            let leftover = if resumes { store.resume(&digest) } else { store.drop_leftover(&digest).map(|()| None) };
+            let resumed = leftover.unwrap_or_else(|error| {
                 tracing::warn!(digest = %digest.short(), %error, "cannot resume; starting anew");
                 None
             });
@@ -390,11 +415,15 @@ impl Driver {
         match event {
             PlaneEvent::Connected { contact, place } => {
                 self.contacts.insert(contact.peer, contact);
+                if let Some(exporter) = self.parts.plane.exporter(contact.peer) {
+                    self.gate.connected(contact.peer, exporter);
+                }
                 self.count_peers();
                 self.swarm(Input::Connected { peer: contact.peer, place });
             }
             PlaneEvent::Disconnected { peer } => {
                 self.contacts.remove(&peer);
+                self.gate.disconnected(peer);
                 self.count_peers();
                 self.swarm(Input::Disconnected { peer });
                 self.track(tracker::Input::Disconnected { peer });
@@ -404,6 +433,10 @@ impl Driver {
             PlaneEvent::DialFailed { peer } => self.swarm(Input::Disconnected { peer }),
             PlaneEvent::Message { peer, message } => self.message(peer, message),
             PlaneEvent::Asked { peer, ask, reply } => {
+                if !self.admits(peer, &ask.digest) {
+                    reply.refuse(Answer::Missing);
+                    return;
+                }
                 let asked = Asked { ask, reply };
                 if self.is_closed(&ask.digest) {
                     self.open(ask.digest, Waiting::Asked(peer, asked));
@@ -430,13 +463,27 @@ impl Driver {
             self.parts.plane.hangup(peer);
             return;
         }
-        if let Message::Subscribe { digest, .. } = message
-            && self.is_closed(&digest)
-        {
-            self.open(digest, Waiting::Message(peer, message));
+        if let Message::Entitled { digest, proof } = message {
+            self.gate.shown(peer, digest, proof);
             return;
         }
+        if let Message::Subscribe { digest, .. } = message {
+            if !self.admits(peer, &digest) {
+                self.send(peer, Message::Unknown { digest });
+                return;
+            }
+            if self.is_closed(&digest) {
+                self.open(digest, Waiting::Message(peer, message));
+                return;
+            }
+        }
         self.swarm(Input::Received { peer, message });
+    }
+
+    /// Whether a peer may see what is here of a blob.
+    fn admits(&mut self, peer: PeerId, digest: &Digest) -> bool {
+        let here = self.jobs.contains_key(digest) || self.parts.store.sealed_size(digest).is_some();
+        self.gate.admits(peer, digest, here)
     }
 
     /// The store has the blob, but the machine does not know it (any more).

@@ -13,7 +13,7 @@ use shoal_proto::{
     chunk::{ChunkIndex, Layout},
     claim::Segment,
     digest::Digest,
-    peer::PeerId,
+    peer::{Contact, PeerId},
     swarm::{AskId, Event, FetchError, Input, OriginFailure, Output, PullId, RunId, Verdict},
     wire::{Answer, Ask, SEGMENT_STATES_MAX},
 };
@@ -47,6 +47,7 @@ impl Driver {
     pub(super) fn obey(&mut self, order: Output) {
         match order {
             Output::Locate { digest } => self.locate(digest),
+            Output::Announce { digest } if self.gate.hides(&digest) => {}
             Output::Announce { digest } => {
                 let key = self.parts.secret.blob_key(&digest);
                 if !self.parts.dht.provide(key) {
@@ -92,6 +93,15 @@ impl Driver {
 
     fn locate(&self, digest: Digest) {
         let (parts, facts) = (Arc::clone(&self.parts), self.facts.clone());
+        if self.gate.hides(&digest) {
+            // This node leases it to itself.
+            let own = Contact { peer: parts.identity.peer(), address: parts.plane.local_address() };
+            self.tasks.spawn(async move {
+                facts.send(Fact::Swarm(Input::Located { digest, trackers: vec![own], known: Vec::new() })).await.ok();
+                facts.send(Fact::Swarm(Input::Holders { digest, holders: Vec::new() })).await.ok();
+            });
+            return;
+        }
         let known = self.contacts.values().copied().sample(&mut rand::rng(), KNOWN_MAX);
         self.tasks.spawn(async move {
             let key = parts.secret.blob_key(&digest);
@@ -311,6 +321,7 @@ impl Driver {
                     self.parts.metrics.fetch_seconds.observe(job.started.elapsed().as_secs_f64());
                 }
                 tracing::info!(%digest, bytes = file.size(), "sealed");
+                self.parts.access.sealed(&digest);
                 let segments: Vec<_> = segments.into_iter().map(Arc::new).collect();
                 if let Some(blob) = Vouched::proven(digest, file, segments.clone()) {
                     self.held.insert(digest, self.shelf.put(blob));
