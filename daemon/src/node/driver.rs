@@ -14,7 +14,7 @@ use shoal_proto::{
     swarm::{self, AskId, Input, PullId, ReaderId, RunId, Swarm},
     time::Time,
     tracker::{self, Tracker},
-    wire::{Answer, Ask, Message},
+    wire::{Ask, Message},
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -27,20 +27,18 @@ use super::{
     Flights, NodeFetch, Want,
     flight::Flight,
     gate::Gate,
+    incoming::{Waiting, is_signed},
     job::{Job, Stream},
     parts::Parts,
     vouched::{Shelf, Vouched},
 };
 use crate::{
-    identity,
     quic::{PlaneEvent, Reply},
     store::{BlobFile, PartialBlob, Resumed, SealedBlob},
 };
 
 /// Facts from tasks that wait for the loop.
 const FACTS_MAX: usize = 4096;
-/// Messages kept for one blob while it is being opened in the store.
-const WAITING_MAX: usize = 256;
 
 /// A wish of somebody local.
 #[derive(Debug)]
@@ -83,13 +81,6 @@ pub(super) struct Asked {
     pub(super) reply: Reply,
 }
 
-/// A peer's word about a blob that is still being opened in the store.
-#[derive(Debug)]
-enum Waiting {
-    Message(PeerId, Message),
-    Asked(PeerId, Asked),
-}
-
 /// The loop's state.
 pub(super) struct Driver {
     pub(super) parts: Arc<Parts>,
@@ -116,10 +107,10 @@ pub(super) struct Driver {
     pub(super) asks: HashMap<AskId, Asked>,
     /// Where connected peers are, for trackers to hand out.
     pub(super) contacts: HashMap<PeerId, Contact>,
-    opening: HashMap<Digest, Vec<Waiting>>,
+    pub(super) opening: HashMap<Digest, Vec<Waiting>>,
     pub(super) facts: mpsc::Sender<Fact>,
     pub(super) facts_in: mpsc::Receiver<Fact>,
-    ask_ids: u64,
+    pub(super) ask_ids: u64,
     start: Instant,
     me: PeerId,
 }
@@ -219,11 +210,11 @@ impl Driver {
         self.parts.metrics.leases_held.set(i64::try_from(leases).unwrap_or(i64::MAX));
     }
 
-    fn count_peers(&self) {
+    pub(super) fn count_peers(&self) {
         self.parts.metrics.connected_peers.set(i64::try_from(self.contacts.len()).unwrap_or(i64::MAX));
     }
 
-    fn track(&mut self, input: tracker::Input) {
+    pub(super) fn track(&mut self, input: tracker::Input) {
         let mut out = Vec::new();
         let now = self.now();
         match &input {
@@ -269,7 +260,7 @@ impl Driver {
     }
 
     /// A message that is for this node's tracker.
-    fn tracked(&mut self, contact: Contact, message: Message) {
+    pub(super) fn tracked(&mut self, contact: Contact, message: Message) {
         match message {
             Message::Join(join) => self.track(tracker::Input::Joined { contact, join }),
             Message::Leave { digest } => self.track(tracker::Input::Left { peer: contact.peer, digest }),
@@ -397,133 +388,6 @@ impl Driver {
         self.swarm(Input::Wanted { digest, restored });
     }
 
-    pub(super) fn opened(&mut self, digest: Digest, sealed: Option<Arc<Vouched>>) {
-        if let Some(sealed) = sealed {
-            let (size, segments) = (sealed.layout().size(), sealed.segments().to_vec());
-            self.held.insert(digest, sealed);
-            self.swarm(Input::Held { digest, size, segments });
-        }
-        for waiting in self.opening.remove(&digest).unwrap_or_default() {
-            match waiting {
-                Waiting::Message(peer, message) => self.swarm(Input::Received { peer, message }),
-                Waiting::Asked(peer, asked) => self.asked(peer, asked),
-            }
-        }
-    }
-
-    pub(super) fn event(&mut self, event: PlaneEvent) {
-        match event {
-            PlaneEvent::Connected { contact, place } => {
-                self.contacts.insert(contact.peer, contact);
-                if let Some(exporter) = self.parts.plane.exporter(contact.peer) {
-                    self.gate.connected(contact.peer, exporter);
-                }
-                self.count_peers();
-                self.swarm(Input::Connected { peer: contact.peer, place });
-            }
-            PlaneEvent::Disconnected { peer } => {
-                self.contacts.remove(&peer);
-                self.gate.disconnected(peer);
-                self.count_peers();
-                self.swarm(Input::Disconnected { peer });
-                self.track(tracker::Input::Disconnected { peer });
-            }
-            // The peer's own dial may have come through meanwhile: then its session is what counts.
-            PlaneEvent::DialFailed { peer } if self.contacts.contains_key(&peer) => {}
-            PlaneEvent::DialFailed { peer } => self.swarm(Input::Disconnected { peer }),
-            PlaneEvent::Message { peer, message } => self.message(peer, message),
-            PlaneEvent::Asked { peer, ask, reply } => {
-                if !self.admits(peer, &ask.digest) {
-                    reply.refuse(Answer::Missing);
-                    return;
-                }
-                let asked = Asked { ask, reply };
-                if self.is_closed(&ask.digest) {
-                    self.open(ask.digest, Waiting::Asked(peer, asked));
-                } else {
-                    self.asked(peer, asked);
-                }
-            }
-        }
-    }
-
-    fn message(&mut self, peer: PeerId, message: Message) {
-        if let Message::Join(_) | Message::Leave { .. } = message {
-            if let Some(contact) = self.contacts.get(&peer).copied() {
-                self.tracked(contact, message);
-            }
-            return;
-        }
-        // States that are known already teach nothing: no need for the signature that most copies of a segment cost.
-        if let Message::Segment { digest, size, segment } = &message
-            && !self.swarm.agrees(digest, *size, segment)
-            && !is_signed(digest, *size, segment)
-        {
-            tracing::warn!(%peer, author = %segment.author, "a segment with a bad signature; closing the connection");
-            self.parts.plane.hangup(peer);
-            return;
-        }
-        if let Message::Entitled { digest, proof } = message {
-            self.gate.shown(peer, digest, proof);
-            return;
-        }
-        if let Message::Subscribe { digest, .. } = message {
-            if !self.admits(peer, &digest) {
-                self.send(peer, Message::Unknown { digest });
-                return;
-            }
-            if self.is_closed(&digest) {
-                self.open(digest, Waiting::Message(peer, message));
-                return;
-            }
-        }
-        self.swarm(Input::Received { peer, message });
-    }
-
-    /// Whether a peer may see what is here of a blob.
-    fn admits(&mut self, peer: PeerId, digest: &Digest) -> bool {
-        let here = self.jobs.contains_key(digest) || self.parts.store.sealed_size(digest).is_some();
-        self.gate.admits(peer, digest, here)
-    }
-
-    /// The store has the blob, but the machine does not know it (any more).
-    fn is_closed(&self, digest: &Digest) -> bool {
-        !self.swarm.knows(digest) && self.parts.store.sealed_size(digest).is_some()
-    }
-
-    /// Opens a sealed blob for peers; what they said about it waits.
-    fn open(&mut self, digest: Digest, waiting: Waiting) {
-        if let Some(others) = self.opening.get_mut(&digest) {
-            match waiting {
-                waiting if others.len() < WAITING_MAX => others.push(waiting),
-                // Dropped, it would look like a broken link.
-                Waiting::Asked(_, asked) => asked.reply.refuse(Answer::Busy),
-                Waiting::Message(..) => {}
-            }
-            return;
-        }
-        self.opening.insert(digest, vec![waiting]);
-        let (shelf, facts) = (Arc::clone(&self.shelf), self.facts.clone());
-        self.tasks.spawn(async move {
-            let sealed = match shelf.take(digest).await {
-                Ok(sealed) => sealed,
-                Err(error) => {
-                    tracing::error!(digest = %digest.short(), %error, "cannot open a sealed blob");
-                    None
-                }
-            };
-            facts.send(Fact::Opened { digest, sealed }).await.ok();
-        });
-    }
-
-    fn asked(&mut self, peer: PeerId, asked: Asked) {
-        self.ask_ids += 1;
-        let ask = AskId(self.ask_ids);
-        let Ask { digest, chunk, ends } = asked.ask;
-        self.asks.insert(ask, asked);
-        self.swarm(Input::Asked { ask, peer, digest, chunk, ends });
-    }
-
     fn stop(&mut self) {
         for (_, task) in self.pulls.drain() {
             task.abort();
@@ -537,9 +401,4 @@ impl Driver {
             self.flights.end(&digest, Err(super::OpenError::Overloaded("the daemon is shutting down")));
         }
     }
-}
-
-fn is_signed(digest: &Digest, size: u64, segment: &shoal_proto::claim::Segment) -> bool {
-    let bytes = shoal_proto::claim::Segment::signed_bytes(digest, size, segment.from, &segment.states);
-    identity::verify(&segment.author, &bytes, &segment.signature)
 }

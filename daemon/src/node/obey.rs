@@ -7,13 +7,12 @@ use std::{
 };
 
 use bytes::Bytes;
-use rand::seq::IteratorRandom;
 use shoal_proto::{
     chain::{Expected, LinkEnd, State},
     chunk::{ChunkIndex, Layout},
     claim::Segment,
     digest::Digest,
-    peer::{Contact, PeerId},
+    peer::PeerId,
     swarm::{AskId, Event, FetchError, Input, OriginFailure, Output, PullId, RunId, Verdict},
     wire::{Answer, Ask, SEGMENT_STATES_MAX},
 };
@@ -39,9 +38,6 @@ const PULL_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Time between two savings of a partial blob's claim: what arrived since the last one is lost in a crash.
 const SAVE_INTERVAL: Duration = Duration::from_millis(500);
-
-/// Connected peers that a fetch gets to know where the DHT names no trackers.
-const KNOWN_MAX: usize = 20;
 
 impl Driver {
     pub(super) fn obey(&mut self, order: Output) {
@@ -89,35 +85,6 @@ impl Driver {
             Output::Failed { digest, why } => self.failed(digest, why),
             Output::Report(event) => self.report(event),
         }
-    }
-
-    fn locate(&self, digest: Digest) {
-        let (parts, facts) = (Arc::clone(&self.parts), self.facts.clone());
-        if self.gate.hides(&digest) {
-            // This node leases it to itself.
-            let own = Contact { peer: parts.identity.peer(), address: parts.plane.local_address() };
-            self.tasks.spawn(async move {
-                facts.send(Fact::Swarm(Input::Located { digest, trackers: vec![own], known: Vec::new() })).await.ok();
-                facts.send(Fact::Swarm(Input::Holders { digest, holders: Vec::new() })).await.ok();
-            });
-            return;
-        }
-        let known = self.contacts.values().copied().sample(&mut rand::rng(), KNOWN_MAX);
-        self.tasks.spawn(async move {
-            let key = parts.secret.blob_key(&digest);
-            let trackers = async {
-                let mut trackers = parts.dht.trackers(key).await;
-                if trackers.iter().all(|tracker| tracker.peer == parts.identity.peer()) {
-                    trackers = parts.rendezvous.trackers(&parts.plane, &digest).await;
-                }
-                facts.send(Fact::Swarm(Input::Located { digest, trackers, known })).await.ok();
-            };
-            let holders = async {
-                let holders = parts.dht.holders(key).await;
-                facts.send(Fact::Swarm(Input::Holders { digest, holders })).await.ok();
-            };
-            tokio::join!(trackers, holders);
-        });
     }
 
     fn make_room(&mut self, digest: Digest, size: u64) {
