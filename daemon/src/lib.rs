@@ -2,6 +2,7 @@
 //!
 //! Parse ([`config`]), build ([`Daemon::build`] binds every listener and says where), run ([`Daemon::run`]).
 
+pub mod access;
 pub mod admin;
 pub mod config;
 pub mod credentials;

@@ -6,8 +6,11 @@
 mod driver;
 mod fetch;
 mod flight;
+mod gate;
+mod incoming;
 mod job;
 mod keep;
+mod locate;
 mod obey;
 mod origin_run;
 mod parts;
@@ -46,6 +49,7 @@ use self::{
 };
 pub use self::{fetch::Fetch, flight::Advance, parts::Parts, read::Blob, rendezvous::Rendezvous};
 use crate::{
+    access::{Ledger, Scope, Standing},
     metrics::Metrics,
     origin::{OriginError, Source},
     store::Store,
@@ -61,6 +65,8 @@ pub struct Want {
     pub digest: Digest,
     /// Where the origin has it.
     pub source: Source,
+    /// Under which right it is wanted.
+    pub scope: Scope,
 }
 
 /// Why a blob cannot be opened.
@@ -114,11 +120,18 @@ struct Shared {
 
 /// The flights that readers can join, by digest.
 #[derive(Debug, Clone, Default)]
-struct Flights(Arc<Mutex<HashMap<Digest, Arc<Flight>>>>);
+struct Flights {
+    current: Arc<Mutex<HashMap<Digest, Arc<Flight>>>>,
+    access: Arc<Ledger>,
+}
 
 impl Flights {
+    fn new(access: Arc<Ledger>) -> Self {
+        Self { current: Arc::default(), access }
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<Digest, Arc<Flight>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The flight of a blob, if there is one.
@@ -152,26 +165,55 @@ impl Flights {
     }
 
     fn end(&self, digest: &Digest, end: Result<(), OpenError>) {
-        if let Some(flight) = self.lock().remove(digest) {
+        let mut flights = self.lock();
+        if let Some(flight) = flights.remove(digest) {
+            // While no other can begin.
+            self.access.ended(digest);
             flight.end(end);
         }
     }
 }
 
 impl Node {
-    /// The blob's size if it is already here, sealed.
+    /// The blob's size if it is already here, sealed; whoever tells it to somebody calls [`Self::admit`] first.
     #[must_use]
     pub fn sealed_size(&self, digest: &Digest) -> Option<u64> {
         self.shared.store.sealed_size(digest)
     }
 
-    /// Opens a blob: from the store, or by a fetch that this starts or joins. Returns as soon as its size is known and
+    /// Whether a wish may be met from what is here: if it was had under another scope, or is private, the origin is asked.
+    ///
+    /// # Errors
+    /// [`OpenError::Origin`]: the origin refuses, or cannot be asked.
+    pub async fn admit(&self, want: &Want) -> Result<(), OpenError> {
+        let Want { digest, source, scope } = want;
+        let access = &self.shared.parts.access;
+        let stored = || self.sealed_size(digest).is_some();
+        if access.standing(digest, scope, stored()) == Standing::Ask {
+            self.shared.parts.origin.size(source, digest).await?;
+            access.prove(digest, *scope, stored());
+        }
+        Ok(())
+    }
+
+    /// [`Self::admit`] was called; but what was not here then may have come under another scope since.
+    fn check(&self, want: &Want) -> Result<(), OpenError> {
+        let stored = self.sealed_size(&want.digest).is_some();
+        let standing = self.shared.parts.access.standing(&want.digest, &want.scope, stored);
+        if want.scope == Scope::Private || standing == Standing::Granted {
+            return Ok(());
+        }
+        Err(OpenError::Overloaded("the blob came under another access scope just now; ask again"))
+    }
+
+    /// Opens a blob, if [`Self::admit`] says so: from the store, or by a fetch that this starts or joins. Returns as soon as its size is known and
     /// bytes at `offset` are at hand or on their way (a complete blob: at once), at the latest after `deadline`. If the
     /// disk cannot take the blob, it is streamed past the store, from the origin, to a reader that wants all of it.
     ///
     /// # Errors
     /// See [`OpenError`].
     pub async fn open(&self, want: Want, offset: u64, deadline: Duration) -> Result<Blob, OpenError> {
+        timeout(deadline, self.admit(&want)).await.map_err(|_| OpenError::Deadline(deadline))??;
         match self.open_stored(want.clone(), offset, deadline).await {
             Err(OpenError::Disk(why)) if offset == 0 => {
                 tracing::warn!(digest = %want.digest.short(), why, "streaming past the store");
@@ -184,11 +226,11 @@ impl Node {
 
     async fn open_stored(&self, want: Want, offset: u64, deadline: Duration) -> Result<Blob, OpenError> {
         let digest = want.digest;
-        if let Some(blob) = self.open_sealed(digest).await? {
+        if let Some(blob) = self.open_sealed(&want).await? {
             return Ok(blob);
         }
-        let Some(flight) = self.board(want).await? else {
-            return self.open_sealed(digest).await?.ok_or(REMOVED);
+        let Some(flight) = self.board(want.clone()).await? else {
+            return self.open_sealed(&want).await?.ok_or(REMOVED);
         };
         let reader = ReaderId(self.shared.readers.fetch_add(1, Ordering::Relaxed));
         let (commands, moves) = (self.shared.commands.clone(), flight.moves());
@@ -212,16 +254,17 @@ impl Node {
         };
         match layout {
             Some(layout) => Ok(Blob::arriving(flight, watch, layout.size())),
-            None => self.open_sealed(digest).await?.ok_or(REMOVED),
+            None => self.open_sealed(&want).await?.ok_or(REMOVED),
         }
     }
 
-    /// Brings a blob into the store: by a fetch that this starts or joins, if it is not there yet. The fetch goes on when
+    /// Brings a blob into the store, if [`Self::admit`] says so: by a fetch that this starts or joins, if it is not there yet. The fetch goes on when
     /// nobody waits for it any more.
     ///
     /// # Errors
     /// See [`OpenError`]; what goes wrong later comes out of [`Fetch::done`].
     pub async fn fetch(&self, want: Want) -> Result<Fetch, OpenError> {
+        self.admit(&want).await?;
         let digest = want.digest;
         if let Some(size) = self.sealed_size(&digest) {
             return Ok(Fetch::stored(size));
@@ -246,9 +289,12 @@ impl Node {
         &self.shared.parts.metrics
     }
 
-    async fn open_sealed(&self, digest: Digest) -> Result<Option<Blob>, OpenError> {
-        let shelf = &self.shared.shelf;
+    async fn open_sealed(&self, want: &Want) -> Result<Option<Blob>, OpenError> {
+        let (shelf, digest) = (&self.shared.shelf, want.digest);
         let sealed = shelf.take(digest).await.map_err(|error| OpenError::Disk(error.to_string()))?;
+        if sealed.is_some() {
+            self.check(want)?;
+        }
         let verifier = self.shared.parts.verifier.clone();
         Ok(sealed.map(|blob| Blob::sealed(blob, Keeper { verifier, shelf: Arc::clone(shelf), digest })))
     }
@@ -257,6 +303,7 @@ impl Node {
     async fn board(&self, want: Want) -> Result<Option<Arc<Flight>>, OpenError> {
         let digest = want.digest;
         if let Some(flight) = self.shared.flights.current(&digest) {
+            self.check(&want)?;
             return Ok(Some(flight));
         }
         // Before the flight is entered: whoever waits for its place in the queue may go away, and a flight that is entered
@@ -267,15 +314,17 @@ impl Node {
         };
         let (flight, new) = self.shared.flights.join(digest);
         if !new {
+            self.check(&want)?;
             return Ok(Some(flight));
         }
+        let resumes = self.shared.parts.access.begin(&digest, want.scope);
         // A blob is in the store before its flight is over, so this look cannot miss it.
         if self.sealed_size(&digest).is_some() {
             self.shared.flights.end(&digest, Ok(()));
             return Ok(None);
         }
         match place {
-            Some(place) => place.send(Command::Want { want, flight: Arc::clone(&flight) }),
+            Some(place) => place.send(Command::Want { want, flight: Arc::clone(&flight), resumes }),
             None => {
                 let (parts, flights) = (Arc::clone(&self.shared.parts), self.shared.flights.clone());
                 whole::spawn(parts, flights, want, Arc::clone(&flight));

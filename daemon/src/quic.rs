@@ -40,6 +40,9 @@ pub use self::{
 };
 use crate::{identity::Identity, rate::Bucket, secret::Secret};
 
+/// Label of the TLS exporter that proofs about access are bound to.
+const ACCESS_LABEL: &[u8] = b"EXPORTER-shoal-access-1";
+
 /// What a data plane is made of.
 #[derive(Debug, Clone)]
 pub struct DataPlaneConfig {
@@ -245,6 +248,15 @@ impl DataPlane {
     ) -> Result<Vec<Bytes>, PullError> {
         let connection = self.inner.peers().session(peer).ok_or(PullError::Link)?.connection.clone();
         pull::pull(connection, self.inner.download.clone(), ask, expected_bytes, deadline, came).await
+    }
+
+    /// Key material of the session with a peer, which both ends know and nobody else; for proofs about access.
+    #[must_use]
+    pub fn exporter(&self, peer: PeerId) -> Option<[u8; 32]> {
+        let connection = self.inner.peers().session(peer)?.connection.clone();
+        let mut exporter = [0; 32];
+        connection.export_keying_material(&mut exporter, ACCESS_LABEL, b"").ok()?;
+        Some(exporter)
     }
 
     /// All peers with a session.

@@ -152,6 +152,12 @@ impl Secret {
         code(&self.keys[0], b"shoal blob key 1", digest.to_string().as_bytes()).finalize().into_bytes().into()
     }
 
+    /// A key of its own for each `message`, here: who holds which credential.
+    #[must_use]
+    pub(crate) fn group_key(&self, message: &[u8]) -> [u8; 32] {
+        code(&self.keys[0], b"shoal group key 1\0", message).finalize().into_bytes().into()
+    }
+
     /// Proves to the other end of a connection that this end, in its `role`, knows the first key.
     ///
     /// `exporter` is key material exported from the connection's TLS session: it binds the proof to this connection.

@@ -247,6 +247,22 @@ impl Store {
         Ok(Some(Resumed { blob, layout, segments, verified }))
     }
 
+    /// Discards what an earlier fetch left of a blob, if anything.
+    ///
+    /// # Errors
+    /// `AlreadyExists` while a [`PartialBlob`] of this digest is in use; otherwise what the disk says.
+    pub fn drop_leftover(&self, digest: &Digest) -> io::Result<()> {
+        let hold = Hold::take(&self.shared, digest)?;
+        if self.shared.index().partial.contains_key(&hold.digest) { self.shared.drop_partial(digest) } else { Ok(()) }
+    }
+
+    /// Whether anything is stored of a blob, whole or in part.
+    #[must_use]
+    pub fn holds(&self, digest: &Digest) -> bool {
+        let index = self.shared.index();
+        index.sealed.contains_key(digest) || index.partial.contains_key(digest)
+    }
+
     /// What is stored, sealed blobs first, each in the order of digests.
     #[must_use]
     pub fn list(&self) -> Vec<StoredBlob> {

@@ -394,8 +394,8 @@ impl Swarm {
             | Message::Peers { digest, .. }
             | Message::Segment { digest, .. }
             | Message::Unknown { digest } => *digest,
-            // For the tracker.
-            Message::Join(_) | Message::Leave { .. } => return,
+            // For the tracker, and for whoever carries the messages.
+            Message::Join(_) | Message::Leave { .. } | Message::Entitled { .. } => return,
         };
         if self.fetches.contains_key(&digest) {
             let often = matches!(message, Message::Got { .. });

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Version of this page; peers of another version are refused at the handshake.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 /// Largest frame body, in bytes.
 pub const FRAME_BYTES_MAX: usize = 64 * 1024;
 /// Most states in one segment message.
@@ -120,6 +120,14 @@ pub enum Message {
         digest: Digest,
         /// Which chunks.
         chunks: Vec<ChunkIndex>,
+    },
+    /// To a peer, before a subscription to content that is not public: the sender holds the credential that opens it. For
+    /// whoever carries the messages; the machines do not see it.
+    Entitled {
+        /// Which blob.
+        digest: Digest,
+        /// Shows that the sender knows the key of those who hold the credential, on this connection and for this blob.
+        proof: [u8; 32],
     },
 }
 

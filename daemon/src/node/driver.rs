@@ -14,7 +14,7 @@ use shoal_proto::{
     swarm::{self, AskId, Input, PullId, ReaderId, RunId, Swarm},
     time::Time,
     tracker::{self, Tracker},
-    wire::{Answer, Ask, Message},
+    wire::{Ask, Message},
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -26,26 +26,25 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     Flights, NodeFetch, Want,
     flight::Flight,
+    gate::Gate,
+    incoming::{Waiting, is_signed},
     job::{Job, Stream},
     parts::Parts,
     vouched::{Shelf, Vouched},
 };
 use crate::{
-    identity,
     quic::{PlaneEvent, Reply},
     store::{BlobFile, PartialBlob, Resumed, SealedBlob},
 };
 
 /// Facts from tasks that wait for the loop.
 const FACTS_MAX: usize = 4096;
-/// Messages kept for one blob while it is being opened in the store.
-const WAITING_MAX: usize = 256;
 
 /// A wish of somebody local.
 #[derive(Debug)]
 pub(super) enum Command {
-    /// Fetch this blob.
-    Want { want: Want, flight: Arc<Flight> },
+    /// Fetch this blob; `resumes` says whether what an earlier fetch left may be used.
+    Want { want: Want, flight: Arc<Flight>, resumes: bool },
     /// A reader waits for a chunk.
     Reading { digest: Digest, reader: ReaderId, chunk: ChunkIndex },
     /// A reader is gone.
@@ -82,13 +81,6 @@ pub(super) struct Asked {
     pub(super) reply: Reply,
 }
 
-/// A peer's word about a blob that is still being opened in the store.
-#[derive(Debug)]
-enum Waiting {
-    Message(PeerId, Message),
-    Asked(PeerId, Asked),
-}
-
 /// The loop's state.
 pub(super) struct Driver {
     pub(super) parts: Arc<Parts>,
@@ -99,6 +91,9 @@ pub(super) struct Driver {
     inputs: VecDeque<Input>,
     turning: bool,
     pub(super) tracker: Tracker,
+    /// For blobs that no peer may know of: its only member is this node.
+    solo: Tracker,
+    pub(super) gate: Gate,
     pub(super) jobs: HashMap<Digest, Arc<Job>>,
     /// Sealed blobs that peers read.
     pub(super) held: HashMap<Digest, Arc<Vouched>>,
@@ -112,10 +107,10 @@ pub(super) struct Driver {
     pub(super) asks: HashMap<AskId, Asked>,
     /// Where connected peers are, for trackers to hand out.
     pub(super) contacts: HashMap<PeerId, Contact>,
-    opening: HashMap<Digest, Vec<Waiting>>,
+    pub(super) opening: HashMap<Digest, Vec<Waiting>>,
     pub(super) facts: mpsc::Sender<Fact>,
     pub(super) facts_in: mpsc::Receiver<Fact>,
-    ask_ids: u64,
+    pub(super) ask_ids: u64,
     start: Instant,
     me: PeerId,
 }
@@ -129,7 +124,9 @@ impl Driver {
             swarm: Swarm::new(me, place, limits.clone(), seed),
             inputs: VecDeque::new(),
             turning: false,
-            tracker: Tracker::new(limits, seed ^ 1),
+            tracker: Tracker::new(limits.clone(), seed ^ 1),
+            solo: Tracker::new(limits, seed ^ 2),
+            gate: Gate::new(Arc::clone(&parts.access), me),
             parts,
             flights,
             tasks,
@@ -179,7 +176,8 @@ impl Driver {
     }
 
     fn next_deadline(&self) -> Instant {
-        let due = self.swarm.deadline().into_iter().chain(self.tracker.deadline()).min();
+        let trackers = self.tracker.deadline().into_iter().chain(self.solo.deadline());
+        let due = self.swarm.deadline().into_iter().chain(trackers).min();
         // Without a deadline any far time will do: each fact makes the loop look again.
         due.map_or_else(
             || Instant::now() + Duration::from_secs(3600),
@@ -212,14 +210,23 @@ impl Driver {
         self.parts.metrics.leases_held.set(i64::try_from(leases).unwrap_or(i64::MAX));
     }
 
-    fn count_peers(&self) {
+    pub(super) fn count_peers(&self) {
         self.parts.metrics.connected_peers.set(i64::try_from(self.contacts.len()).unwrap_or(i64::MAX));
     }
 
-    fn track(&mut self, input: tracker::Input) {
+    pub(super) fn track(&mut self, input: tracker::Input) {
         let mut out = Vec::new();
         let now = self.now();
-        self.tracker.handle(now, input, &mut out);
+        match &input {
+            tracker::Input::Joined { contact, join } if contact.peer == self.me && self.gate.hides(&join.digest) => {
+                self.solo.handle(now, input, &mut out);
+            }
+            tracker::Input::Joined { .. } => self.tracker.handle(now, input, &mut out),
+            tracker::Input::Left { .. } | tracker::Input::Disconnected { .. } | tracker::Input::Elapsed => {
+                self.solo.handle(now, input.clone(), &mut out);
+                self.tracker.handle(now, input, &mut out);
+            }
+        }
         for tracker::Send { peer, message } in out {
             if peer == self.me {
                 self.later(Input::Received { peer, message });
@@ -233,7 +240,14 @@ impl Driver {
         if peer == self.me {
             let contact = Contact { peer, address: self.parts.plane.local_address() };
             self.tracked(contact, message);
-        } else if let Err(error) = self.parts.plane.send(peer, message) {
+            return;
+        }
+        if let Message::Subscribe { digest, .. } = &message
+            && let Some(entitled) = self.gate.entitlement(peer, digest)
+        {
+            self.parts.plane.send(peer, entitled).ok();
+        }
+        if let Err(error) = self.parts.plane.send(peer, message) {
             tracing::debug!(%peer, %error, "message not sent");
         }
     }
@@ -246,7 +260,7 @@ impl Driver {
     }
 
     /// A message that is for this node's tracker.
-    fn tracked(&mut self, contact: Contact, message: Message) {
+    pub(super) fn tracked(&mut self, contact: Contact, message: Message) {
         match message {
             Message::Join(join) => self.track(tracker::Input::Joined { contact, join }),
             Message::Leave { digest } => self.track(tracker::Input::Left { peer: contact.peer, digest }),
@@ -259,7 +273,8 @@ impl Driver {
             | Message::Fresh { .. }
             | Message::Peers { .. }
             | Message::Segment { .. }
-            | Message::Unknown { .. } => {}
+            | Message::Unknown { .. }
+            | Message::Entitled { .. } => {}
         }
     }
 
@@ -272,7 +287,7 @@ impl Driver {
 
     pub(super) fn command(&mut self, command: Command) {
         match command {
-            Command::Want { want, flight } => self.want(want, flight),
+            Command::Want { want, flight, resumes } => self.want(want, flight, resumes),
             Command::Reading { digest, reader, chunk } => self.swarm(Input::Reading { digest, reader, chunk }),
             Command::ReaderLeft { digest, reader } => self.swarm(Input::ReaderLeft { digest, reader }),
             Command::Rotten { digest } => self.rotten(digest),
@@ -297,7 +312,7 @@ impl Driver {
     }
 
     /// Looks in the store for what is left of an earlier fetch, then wishes.
-    fn want(&mut self, want: Want, flight: Arc<Flight>) {
+    fn want(&mut self, want: Want, flight: Arc<Flight>, resumes: bool) {
         let digest = want.digest;
         self.jobs.insert(digest, Arc::new(Job::new(Some(want.source), flight)));
         let store = self.parts.store.clone();
@@ -306,7 +321,8 @@ impl Driver {
             if let Ok(Some(sealed)) = store.open_sealed(&digest) {
                 return Fact::Stored { digest, sealed };
             }
-            let resumed = store.resume(&digest).unwrap_or_else(|error| {
+            let leftover = if resumes { store.resume(&digest) } else { store.drop_leftover(&digest).map(|()| None) };
+            let resumed = leftover.unwrap_or_else(|error| {
                 tracing::warn!(digest = %digest.short(), %error, "cannot resume; starting anew");
                 None
             });
@@ -372,111 +388,6 @@ impl Driver {
         self.swarm(Input::Wanted { digest, restored });
     }
 
-    pub(super) fn opened(&mut self, digest: Digest, sealed: Option<Arc<Vouched>>) {
-        if let Some(sealed) = sealed {
-            let (size, segments) = (sealed.layout().size(), sealed.segments().to_vec());
-            self.held.insert(digest, sealed);
-            self.swarm(Input::Held { digest, size, segments });
-        }
-        for waiting in self.opening.remove(&digest).unwrap_or_default() {
-            match waiting {
-                Waiting::Message(peer, message) => self.swarm(Input::Received { peer, message }),
-                Waiting::Asked(peer, asked) => self.asked(peer, asked),
-            }
-        }
-    }
-
-    pub(super) fn event(&mut self, event: PlaneEvent) {
-        match event {
-            PlaneEvent::Connected { contact, place } => {
-                self.contacts.insert(contact.peer, contact);
-                self.count_peers();
-                self.swarm(Input::Connected { peer: contact.peer, place });
-            }
-            PlaneEvent::Disconnected { peer } => {
-                self.contacts.remove(&peer);
-                self.count_peers();
-                self.swarm(Input::Disconnected { peer });
-                self.track(tracker::Input::Disconnected { peer });
-            }
-            // The peer's own dial may have come through meanwhile: then its session is what counts.
-            PlaneEvent::DialFailed { peer } if self.contacts.contains_key(&peer) => {}
-            PlaneEvent::DialFailed { peer } => self.swarm(Input::Disconnected { peer }),
-            PlaneEvent::Message { peer, message } => self.message(peer, message),
-            PlaneEvent::Asked { peer, ask, reply } => {
-                let asked = Asked { ask, reply };
-                if self.is_closed(&ask.digest) {
-                    self.open(ask.digest, Waiting::Asked(peer, asked));
-                } else {
-                    self.asked(peer, asked);
-                }
-            }
-        }
-    }
-
-    fn message(&mut self, peer: PeerId, message: Message) {
-        if let Message::Join(_) | Message::Leave { .. } = message {
-            if let Some(contact) = self.contacts.get(&peer).copied() {
-                self.tracked(contact, message);
-            }
-            return;
-        }
-        // States that are known already teach nothing: no need for the signature that most copies of a segment cost.
-        if let Message::Segment { digest, size, segment } = &message
-            && !self.swarm.agrees(digest, *size, segment)
-            && !is_signed(digest, *size, segment)
-        {
-            tracing::warn!(%peer, author = %segment.author, "a segment with a bad signature; closing the connection");
-            self.parts.plane.hangup(peer);
-            return;
-        }
-        if let Message::Subscribe { digest, .. } = message
-            && self.is_closed(&digest)
-        {
-            self.open(digest, Waiting::Message(peer, message));
-            return;
-        }
-        self.swarm(Input::Received { peer, message });
-    }
-
-    /// The store has the blob, but the machine does not know it (any more).
-    fn is_closed(&self, digest: &Digest) -> bool {
-        !self.swarm.knows(digest) && self.parts.store.sealed_size(digest).is_some()
-    }
-
-    /// Opens a sealed blob for peers; what they said about it waits.
-    fn open(&mut self, digest: Digest, waiting: Waiting) {
-        if let Some(others) = self.opening.get_mut(&digest) {
-            match waiting {
-                waiting if others.len() < WAITING_MAX => others.push(waiting),
-                // Dropped, it would look like a broken link.
-                Waiting::Asked(_, asked) => asked.reply.refuse(Answer::Busy),
-                Waiting::Message(..) => {}
-            }
-            return;
-        }
-        self.opening.insert(digest, vec![waiting]);
-        let (shelf, facts) = (Arc::clone(&self.shelf), self.facts.clone());
-        self.tasks.spawn(async move {
-            let sealed = match shelf.take(digest).await {
-                Ok(sealed) => sealed,
-                Err(error) => {
-                    tracing::error!(digest = %digest.short(), %error, "cannot open a sealed blob");
-                    None
-                }
-            };
-            facts.send(Fact::Opened { digest, sealed }).await.ok();
-        });
-    }
-
-    fn asked(&mut self, peer: PeerId, asked: Asked) {
-        self.ask_ids += 1;
-        let ask = AskId(self.ask_ids);
-        let Ask { digest, chunk, ends } = asked.ask;
-        self.asks.insert(ask, asked);
-        self.swarm(Input::Asked { ask, peer, digest, chunk, ends });
-    }
-
     fn stop(&mut self) {
         for (_, task) in self.pulls.drain() {
             task.abort();
@@ -490,9 +401,4 @@ impl Driver {
             self.flights.end(&digest, Err(super::OpenError::Overloaded("the daemon is shutting down")));
         }
     }
-}
-
-fn is_signed(digest: &Digest, size: u64, segment: &shoal_proto::claim::Segment) -> bool {
-    let bytes = shoal_proto::claim::Segment::signed_bytes(digest, size, segment.from, &segment.states);
-    identity::verify(&segment.author, &bytes, &segment.signature)
 }

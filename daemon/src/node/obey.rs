@@ -7,7 +7,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use rand::seq::IteratorRandom;
 use shoal_proto::{
     chain::{Expected, LinkEnd, State},
     chunk::{ChunkIndex, Layout},
@@ -40,13 +39,11 @@ const PULL_DEADLINE: Duration = Duration::from_secs(60);
 /// Time between two savings of a partial blob's claim: what arrived since the last one is lost in a crash.
 const SAVE_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Connected peers that a fetch gets to know where the DHT names no trackers.
-const KNOWN_MAX: usize = 20;
-
 impl Driver {
     pub(super) fn obey(&mut self, order: Output) {
         match order {
             Output::Locate { digest } => self.locate(digest),
+            Output::Announce { digest } if self.gate.hides(&digest) => {}
             Output::Announce { digest } => {
                 let key = self.parts.secret.blob_key(&digest);
                 if !self.parts.dht.provide(key) {
@@ -88,26 +85,6 @@ impl Driver {
             Output::Failed { digest, why } => self.failed(digest, why),
             Output::Report(event) => self.report(event),
         }
-    }
-
-    fn locate(&self, digest: Digest) {
-        let (parts, facts) = (Arc::clone(&self.parts), self.facts.clone());
-        let known = self.contacts.values().copied().sample(&mut rand::rng(), KNOWN_MAX);
-        self.tasks.spawn(async move {
-            let key = parts.secret.blob_key(&digest);
-            let trackers = async {
-                let mut trackers = parts.dht.trackers(key).await;
-                if trackers.iter().all(|tracker| tracker.peer == parts.identity.peer()) {
-                    trackers = parts.rendezvous.trackers(&parts.plane, &digest).await;
-                }
-                facts.send(Fact::Swarm(Input::Located { digest, trackers, known })).await.ok();
-            };
-            let holders = async {
-                let holders = parts.dht.holders(key).await;
-                facts.send(Fact::Swarm(Input::Holders { digest, holders })).await.ok();
-            };
-            tokio::join!(trackers, holders);
-        });
     }
 
     fn make_room(&mut self, digest: Digest, size: u64) {
@@ -311,6 +288,7 @@ impl Driver {
                     self.parts.metrics.fetch_seconds.observe(job.started.elapsed().as_secs_f64());
                 }
                 tracing::info!(%digest, bytes = file.size(), "sealed");
+                self.parts.access.sealed(&digest);
                 let segments: Vec<_> = segments.into_iter().map(Arc::new).collect();
                 if let Some(blob) = Vouched::proven(digest, file, segments.clone()) {
                     self.held.insert(digest, self.shelf.put(blob));

@@ -8,6 +8,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Flights, Node, Shared, driver::Driver, rendezvous::Rendezvous, vouched::Shelf};
 use crate::{
+    access::Ledger,
     dht::Dht,
     identity::Identity,
     metrics::Metrics,
@@ -42,6 +43,8 @@ pub struct Parts {
     pub plane: DataPlane,
     /// Upstream registries.
     pub origin: Origin,
+    /// Under which scopes blobs were had.
+    pub access: Arc<Ledger>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// All bounds.
@@ -61,7 +64,7 @@ impl Node {
     ) -> Self {
         let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
         let parts = Arc::new(parts);
-        let flights = Flights::default();
+        let flights = Flights::new(Arc::clone(&parts.access));
         let shelf = Arc::new(Shelf::new(Arc::clone(&parts), commands.clone()));
         let shared = Shared {
             commands,

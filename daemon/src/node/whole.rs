@@ -24,6 +24,7 @@ pub(super) fn spawn(parts: Arc<Parts>, flights: Flights, want: Want, flight: Arc
         let end = fetch(&parts, &want, &flight).await;
         match &end {
             Ok(()) => {
+                parts.access.sealed(&digest);
                 parts.metrics.fetches_finished.inc();
                 parts.metrics.fetch_seconds.observe(started.elapsed().as_secs_f64());
             }

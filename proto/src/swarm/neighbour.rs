@@ -145,7 +145,8 @@ impl Fetch {
                 | Message::Peers { .. }
                 | Message::Fresh { .. }
                 | Message::Segment { .. }
-                | Message::Unknown { .. },
+                | Message::Unknown { .. }
+                | Message::Entitled { .. },
                 _,
             ) => {}
         }

@@ -319,7 +319,8 @@ impl World {
             | Message::Fresh { .. }
             | Message::Peers { .. }
             | Message::Segment { .. }
-            | Message::Unknown { .. } => Event::Swarm(to, Input::Received { peer: peer(from), message }),
+            | Message::Unknown { .. }
+            | Message::Entitled { .. } => Event::Swarm(to, Input::Received { peer: peer(from), message }),
         };
         self.push(HOP, event);
     }

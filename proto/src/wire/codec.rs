@@ -195,7 +195,8 @@ fn check(message: &Message) -> Result<(), WireError> {
         | Message::Leave { .. }
         | Message::Subscribe { .. }
         | Message::Unsubscribe { .. }
-        | Message::Unknown { .. } => Ok(()),
+        | Message::Unknown { .. }
+        | Message::Entitled { .. } => Ok(()),
     }
 }
 

@@ -123,6 +123,7 @@ fn message() -> impl Strategy<Value = Message> {
         segment(),
         digest().prop_map(|digest| Message::Unknown { digest }),
         (digest(), contacts()).prop_map(|(digest, peers)| Message::Peers { digest, peers }),
+        (digest(), any::<[u8; 32]>()).prop_map(|(digest, proof)| Message::Entitled { digest, proof }),
     ]
 }
 
@@ -243,6 +244,7 @@ fn samples() -> Vec<Message> {
         Message::Unknown { digest },
         Message::Peers { digest, peers: vec![contact_at("10.0.0.1:5051")] },
         Message::Fresh { digest, chunks: vec![ChunkIndex(1), ChunkIndex(65_535)] },
+        Message::Entitled { digest, proof: [0x77; 32] },
     ]
 }
 

@@ -39,6 +39,7 @@ impl World {
             | Message::Joined { .. }
             | Message::Revoked { .. }
             | Message::Subscribe { .. }
+            | Message::Entitled { .. }
             | Message::Unsubscribe { .. }
             | Message::Peers { .. } => self.deliver(from, to, message),
         }

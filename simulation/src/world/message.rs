@@ -77,7 +77,8 @@ impl World {
             | Message::Fresh { .. }
             | Message::Peers { .. }
             | Message::Segment { .. }
-            | Message::Unknown { .. } => self.swarm(node, Input::Received { peer, message }),
+            | Message::Unknown { .. }
+            | Message::Entitled { .. } => self.swarm(node, Input::Received { peer, message }),
         }
     }
 
@@ -138,6 +139,7 @@ fn bytes(message: &Message) -> usize {
         }
         Message::Subscribe { digest, frontier } => named(digest) + index(*frontier),
         Message::Leave { digest } | Message::Unsubscribe { digest } | Message::Unknown { digest } => named(digest),
+        Message::Entitled { digest, proof } => named(digest) + proof.len(),
         Message::Join(_) | Message::Joined { .. } | Message::Peers { .. } | Message::Revoked { .. } => {
             return encode_message(message).len();
         }

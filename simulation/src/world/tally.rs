@@ -37,6 +37,7 @@ counts! {
     Join "join",
     Joined "joined",
     Leases "leases",
+    Entitled "entitled",
     Leave "leave",
     Missing "missing",
     Peers "peers",
@@ -130,5 +131,6 @@ pub(crate) const fn kind(message: &Message) -> Count {
         Message::Peers { .. } => Count::Peers,
         Message::Segment { .. } => Count::Segment,
         Message::Unknown { .. } => Count::Unknown,
+        Message::Entitled { .. } => Count::Entitled,
     }
 }

@@ -1,0 +1,424 @@
+//! Under which scopes each digest was had.
+//!
+//! ```text
+//! DATA/access        public|node|private DIGEST [KEY]      the blob was had under this scope
+//!                    partial-...         DIGEST [KEY]      a fetch of it began under this scope
+//! ```
+//!
+//! A line is written when it becomes true and never changed; what concerns blobs that are gone is left out when the file is
+//! opened. A line that is lost or unreadable costs a question to the origin: what is not known to be allowed is asked for.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File, OpenOptions},
+    io::{self, BufRead, BufReader, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use shoal_proto::digest::Digest;
+
+use super::{GroupKey, Scope};
+
+/// Digests that are kept at most. Those beyond are asked for at the origin each time, and go to no peer.
+const DIGESTS_MAX: usize = 1 << 20;
+/// Scopes of one digest.
+const SCOPES_MAX: usize = 8;
+/// Longest line that is read, in bytes: three times what a line can need.
+const LINE_BYTES_MAX: u64 = 1024;
+
+/// Whether a request may be answered from what is here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// Yes; or there is nothing here, and whoever has it decides.
+    Granted,
+    /// Only if the origin says so.
+    Ask,
+}
+
+/// Which peers may have a digest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Share {
+    /// All.
+    All,
+    /// Those who prove one of these keys.
+    Groups(Vec<GroupKey>),
+    /// None.
+    Nobody,
+}
+
+/// Under which scopes each digest was had, and is being fetched.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    kept: HashMap<Digest, Kept>,
+    flying: HashMap<Digest, Flying>,
+    /// None: nothing outlives the process.
+    journal: Option<File>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    scopes: Vec<Scope>,
+    /// Under which scope the last fetch began.
+    partial: Option<Scope>,
+}
+
+#[derive(Debug)]
+struct Flying {
+    /// Under which scope peers and origin are asked.
+    own: Scope,
+    /// Others that the origin granted meanwhile.
+    proven: Vec<Scope>,
+}
+
+impl Flying {
+    fn covers(&self, scope: &Scope) -> bool {
+        self.own == *scope || self.proven.contains(scope)
+    }
+}
+
+impl Ledger {
+    /// Reads the ledger at `path`, and leaves out digests of which nothing is `stored`.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn open(path: &Path, stored: impl Fn(&Digest) -> bool) -> io::Result<Self> {
+        let mut kept = HashMap::new();
+        match File::open(path) {
+            Ok(file) => read(file, &mut kept, stored)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        let fresh = path.with_extension("new");
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+        let lines = kept.iter().map(|(digest, kept)| kept.lines(digest)).collect::<String>();
+        file.write_all(lines.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&fresh, path)?;
+        let journal = OpenOptions::new().append(true).open(path)?;
+        Ok(Self { state: Mutex::new(State { kept, flying: HashMap::new(), journal: Some(journal) }) })
+    }
+
+    /// Whether a request under `scope` may be answered from what is here; `stored` says whether the whole blob is.
+    #[must_use]
+    pub fn standing(&self, digest: &Digest, scope: &Scope, stored: bool) -> Standing {
+        let state = self.state();
+        let flying = state.flying.get(digest);
+        let known = state.kept.get(digest).is_some_and(|kept| kept.scopes.contains(scope));
+        let covered = known || flying.is_some_and(|flying| flying.covers(scope));
+        if *scope != Scope::Private && (covered || !stored && flying.is_none()) {
+            Standing::Granted
+        } else {
+            Standing::Ask
+        }
+    }
+
+    /// The origin granted what is here, whole or on its way, under this scope too.
+    pub fn prove(&self, digest: &Digest, scope: Scope, stored: bool) {
+        let mut state = self.state();
+        if let Some(flying) = state.flying.get_mut(digest)
+            && !flying.covers(&scope)
+            && flying.proven.len() < SCOPES_MAX
+        {
+            flying.proven.push(scope);
+        }
+        if stored {
+            state.keep(digest, scope);
+        }
+    }
+
+    /// A fetch begins under `scope`. Returns whether it may go on with what an earlier one left: that may have come under
+    /// another.
+    #[must_use]
+    pub fn begin(&self, digest: &Digest, scope: Scope) -> bool {
+        let mut state = self.state();
+        state.flying.insert(*digest, Flying { own: scope, proven: Vec::new() });
+        state.part(digest, scope)
+    }
+
+    /// The fetch of a blob succeeded: it was had under the fetch's own scope, and others were granted by the origin.
+    pub fn sealed(&self, digest: &Digest) {
+        let mut state = self.state();
+        let Some(flying) = state.flying.remove(digest) else { return };
+        for scope in std::iter::once(flying.own).chain(flying.proven) {
+            state.keep(digest, scope);
+        }
+    }
+
+    /// The fetch of a blob is over. After [`Self::sealed`] this changes nothing.
+    pub fn ended(&self, digest: &Digest) {
+        self.state().flying.remove(digest);
+    }
+
+    /// Under which scope a blob is being fetched.
+    #[must_use]
+    pub fn fetching(&self, digest: &Digest) -> Option<Scope> {
+        self.state().flying.get(digest).map(|flying| flying.own)
+    }
+
+    /// Which peers may have it.
+    #[must_use]
+    pub fn share(&self, digest: &Digest) -> Share {
+        let state = self.state();
+        let kept = state.kept.get(digest).into_iter().flat_map(|kept| &kept.scopes);
+        let flying = state.flying.get(digest);
+        let flying = flying.into_iter().flat_map(|flying| std::iter::once(&flying.own).chain(&flying.proven));
+        let mut keys = Vec::new();
+        for scope in kept.chain(flying) {
+            match scope {
+                Scope::Public => return Share::All,
+                Scope::Node(key) if !keys.contains(key) => keys.push(*key),
+                Scope::Node(_) | Scope::Private => {}
+            }
+        }
+        if keys.is_empty() { Share::Nobody } else { Share::Groups(keys) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn keep(&mut self, digest: &Digest, scope: Scope) {
+        let Some(kept) = self.entry(digest) else { return };
+        if kept.scopes.contains(&scope) || kept.scopes.len() >= SCOPES_MAX {
+            return;
+        }
+        kept.scopes.push(scope);
+        self.write(&line("", digest, &scope));
+    }
+
+    fn part(&mut self, digest: &Digest, scope: Scope) -> bool {
+        let Some(kept) = self.entry(digest) else { return false };
+        if kept.partial == Some(scope) {
+            return true;
+        }
+        kept.partial = Some(scope);
+        self.write(&line(PARTIAL, digest, &scope));
+        false
+    }
+
+    fn entry(&mut self, digest: &Digest) -> Option<&mut Kept> {
+        if self.kept.len() >= DIGESTS_MAX && !self.kept.contains_key(digest) {
+            return None;
+        }
+        Some(self.kept.entry(*digest).or_default())
+    }
+
+    /// A short write into the page cache, once for each blob: not worth a thread.
+    fn write(&mut self, line: &str) {
+        if let Some(journal) = &mut self.journal
+            && let Err(error) = journal.write_all(line.as_bytes())
+        {
+            tracing::warn!(%error, "the access ledger cannot be written; after a restart the origin is asked again");
+        }
+    }
+}
+
+const PARTIAL: &str = "partial-";
+
+impl Kept {
+    fn lines(&self, digest: &Digest) -> String {
+        let scopes = self.scopes.iter().map(|scope| line("", digest, scope));
+        scopes.chain(self.partial.iter().map(|scope| line(PARTIAL, digest, scope))).collect()
+    }
+}
+
+fn line(prefix: &str, digest: &Digest, scope: &Scope) -> String {
+    match scope {
+        Scope::Public => format!("{prefix}public {digest}\n"),
+        Scope::Node(key) => format!("{prefix}node {digest} {}\n", key.to_hex()),
+        Scope::Private => format!("{prefix}private {digest}\n"),
+    }
+}
+
+/// Reads what lines there are. One that was cut off by a crash is as good as lost, and so is one that somebody changed.
+fn read(file: File, kept: &mut HashMap<Digest, Kept>, stored: impl Fn(&Digest) -> bool) -> io::Result<()> {
+    let mut file = BufReader::new(file);
+    let mut bytes = Vec::new();
+    loop {
+        bytes.clear();
+        if io::Read::take(&mut file, LINE_BYTES_MAX).read_until(b'\n', &mut bytes)? == 0 {
+            return Ok(());
+        }
+        let whole = bytes.strip_suffix(b"\n").and_then(|text| std::str::from_utf8(text).ok());
+        let Some((is_partial, digest, scope)) = whole.and_then(parse) else { continue };
+        if !stored(&digest) || kept.len() >= DIGESTS_MAX && !kept.contains_key(&digest) {
+            continue;
+        }
+        let entry: &mut Kept = kept.entry(digest).or_default();
+        if is_partial {
+            entry.partial = Some(scope);
+        } else if !entry.scopes.contains(&scope) && entry.scopes.len() < SCOPES_MAX {
+            entry.scopes.push(scope);
+        }
+    }
+}
+
+fn parse(line: &str) -> Option<(bool, Digest, Scope)> {
+    let mut words = line.split(' ');
+    let (kind, digest, key) = (words.next()?, words.next()?.parse().ok()?, words.next());
+    if words.next().is_some() {
+        return None;
+    }
+    let (is_partial, kind) = kind.strip_prefix(PARTIAL).map_or((false, kind), |kind| (true, kind));
+    let scope = match (kind, key) {
+        ("public", None) => Scope::Public,
+        ("node", Some(key)) => Scope::Node(GroupKey::from_hex(key)?),
+        ("private", None) => Scope::Private,
+        _ => return None,
+    };
+    Some((is_partial, digest, scope))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::{credentials::Credential, secret::Secret};
+
+    const DIGEST: Digest = Digest::sha256([1; 32]);
+
+    fn node(password: &str) -> Scope {
+        let credential = Credential::Basic { username: "robot".to_owned(), password: password.to_owned() };
+        Scope::Node(GroupKey::derive(&Secret::none(), "a.test", &credential))
+    }
+
+    fn key(scope: Scope) -> GroupKey {
+        match scope {
+            Scope::Node(key) => key,
+            Scope::Public | Scope::Private => panic!("no key"),
+        }
+    }
+
+    fn had_under(scope: Scope) -> Ledger {
+        let ledger = Ledger::default();
+        assert!(!ledger.begin(&DIGEST, scope));
+        ledger.sealed(&DIGEST);
+        ledger
+    }
+
+    #[test]
+    fn what_is_here_is_granted_under_the_scope_that_it_was_had_under_and_no_other() {
+        let scopes = [Scope::Public, node("a"), node("b"), Scope::Private];
+        for had in scopes {
+            let ledger = had_under(had);
+            for asked in scopes {
+                let granted = asked == had && asked != Scope::Private;
+                let expected = if granted { Standing::Granted } else { Standing::Ask };
+                assert_eq!(ledger.standing(&DIGEST, &asked, true), expected, "{had:?} {asked:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_stored_and_not_known_is_asked_for() {
+        let ledger = Ledger::default();
+        assert_eq!(ledger.standing(&DIGEST, &Scope::Public, true), Standing::Ask);
+        assert_eq!(ledger.share(&DIGEST), Share::Nobody);
+    }
+
+    #[test]
+    fn what_is_not_here_is_for_whoever_has_it_to_grant_but_private_content_always_for_the_origin() {
+        let ledger = Ledger::default();
+        assert_eq!(ledger.standing(&DIGEST, &Scope::Public, false), Standing::Granted);
+        assert_eq!(ledger.standing(&DIGEST, &node("a"), false), Standing::Granted);
+        assert_eq!(ledger.standing(&DIGEST, &Scope::Private, false), Standing::Ask);
+    }
+
+    #[test]
+    fn a_fetch_under_way_is_joined_under_its_own_scope_or_with_the_origins_word() {
+        let ledger = Ledger::default();
+        assert!(!ledger.begin(&DIGEST, node("a")));
+        assert_eq!(ledger.standing(&DIGEST, &node("a"), false), Standing::Granted);
+        assert_eq!(ledger.standing(&DIGEST, &Scope::Public, false), Standing::Ask);
+        assert_eq!(ledger.share(&DIGEST), Share::Groups(vec![key(node("a"))]));
+        ledger.prove(&DIGEST, Scope::Public, false);
+        assert_eq!(ledger.standing(&DIGEST, &Scope::Public, false), Standing::Granted);
+        assert_eq!((ledger.share(&DIGEST), ledger.fetching(&DIGEST)), (Share::All, Some(node("a"))));
+    }
+
+    #[test]
+    fn a_scope_under_which_a_fetch_failed_is_forgotten() {
+        let ledger = Ledger::default();
+        assert!(!ledger.begin(&DIGEST, Scope::Public));
+        ledger.ended(&DIGEST);
+        assert!(!ledger.begin(&DIGEST, node("a")));
+        ledger.sealed(&DIGEST);
+        assert_eq!(ledger.standing(&DIGEST, &Scope::Public, true), Standing::Ask);
+        assert_eq!(ledger.share(&DIGEST), Share::Groups(vec![key(node("a"))]));
+    }
+
+    #[test]
+    fn peers_get_what_is_public_or_of_their_group_and_private_content_goes_to_none() {
+        assert_eq!(had_under(Scope::Public).share(&DIGEST), Share::All);
+        assert_eq!(had_under(Scope::Private).share(&DIGEST), Share::Nobody);
+        let both = had_under(node("a"));
+        both.prove(&DIGEST, node("b"), true);
+        assert_eq!(both.share(&DIGEST), Share::Groups(vec![key(node("a")), key(node("b"))]));
+        both.prove(&DIGEST, Scope::Public, true);
+        assert_eq!(both.share(&DIGEST), Share::All);
+    }
+
+    #[test]
+    fn what_an_earlier_fetch_left_is_used_under_its_own_scope_only() {
+        let ledger = Ledger::default();
+        assert!(!ledger.begin(&DIGEST, Scope::Private), "nobody knows where it came from");
+        ledger.ended(&DIGEST);
+        assert!(!ledger.begin(&DIGEST, Scope::Public));
+        ledger.ended(&DIGEST);
+        assert!(ledger.begin(&DIGEST, Scope::Public));
+    }
+
+    #[test]
+    fn the_ledger_outlives_the_process_and_forgets_blobs_that_are_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("access");
+        let gone = Digest::sha256([9; 32]);
+        let ledger = Ledger::open(&path, |_| true).unwrap();
+        for digest in [DIGEST, gone] {
+            assert!(!ledger.begin(&digest, node("a")));
+            ledger.sealed(&digest);
+        }
+        ledger.prove(&DIGEST, Scope::Private, true);
+        drop(ledger);
+        let ledger = Ledger::open(&path, |digest| *digest == DIGEST).unwrap();
+        assert_eq!(ledger.share(&DIGEST), Share::Groups(vec![key(node("a"))]));
+        assert_eq!(ledger.share(&gone), Share::Nobody);
+        assert!(ledger.begin(&DIGEST, node("a")), "it began under the same scope before");
+        assert!(!fs::read_to_string(&path).unwrap().contains(&gone.to_string()));
+        use std::os::unix::fs::PermissionsExt as _;
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn lines_that_are_cut_off_or_made_up_grant_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("access");
+        let good = format!("private {DIGEST}\n");
+        let long = "x".repeat(5000);
+        for bad in [
+            format!("public {DIGEST}"),
+            format!("public  {DIGEST}\n"),
+            format!("public {DIGEST} x\n"),
+            format!("node {DIGEST}\n"),
+            format!("node {DIGEST} 00\n"),
+            format!("everybody {DIGEST}\n"),
+            "public sha256:00\n".to_owned(),
+            format!("public {DIGEST}{long}\n"),
+            format!("{long}\n"),
+        ] {
+            fs::write(&path, [good.as_bytes(), b"\xff\xfe\n", bad.as_bytes()].concat()).unwrap();
+            let ledger = Ledger::open(&path, |_| true).unwrap();
+            assert_eq!(ledger.share(&DIGEST), Share::Nobody, "{bad}");
+            assert_eq!(fs::read_to_string(&path).unwrap(), good, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! Which peers are let near which blobs: public ones are open to all, those of a credential to peers that prove that they
+//! hold it, private ones to nobody.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use shoal_proto::{digest::Digest, peer::PeerId, wire::Message};
+
+use crate::access::{Ledger, Scope, Share};
+
+/// Proofs that are kept for one peer. Blobs beyond it gets from the origin.
+const PROOFS_MAX: usize = 4096;
+
+/// What peers have shown.
+#[derive(Debug)]
+pub(super) struct Gate {
+    ledger: Arc<Ledger>,
+    me: PeerId,
+    peers: HashMap<PeerId, Shown>,
+}
+
+#[derive(Debug)]
+struct Shown {
+    /// Key material of the connection.
+    exporter: [u8; 32],
+    /// Not looked at until the digest is asked for: it may be unknown here until then.
+    proofs: HashMap<Digest, [u8; 32]>,
+    /// Those that hold. What a proof was good for once it stays good for: keys of a digest are added only.
+    proven: HashSet<Digest>,
+}
+
+impl Gate {
+    pub(super) fn new(ledger: Arc<Ledger>, me: PeerId) -> Self {
+        Self { ledger, me, peers: HashMap::new() }
+    }
+
+    /// A connection with a peer begins; `exporter` is key material of its TLS session.
+    pub(super) fn connected(&mut self, peer: PeerId, exporter: [u8; 32]) {
+        self.peers.insert(peer, Shown { exporter, proofs: HashMap::new(), proven: HashSet::new() });
+    }
+
+    pub(super) fn disconnected(&mut self, peer: PeerId) {
+        self.peers.remove(&peer);
+    }
+
+    /// A peer says that it is entitled to a blob.
+    pub(super) fn shown(&mut self, peer: PeerId, digest: Digest, proof: [u8; 32]) {
+        let Some(shown) = self.peers.get_mut(&peer) else { return };
+        if shown.proofs.len() < PROOFS_MAX || shown.proofs.contains_key(&digest) {
+            shown.proofs.insert(digest, proof);
+        }
+    }
+
+    /// Whether a peer may see what is here of a blob; `here` says whether anything is.
+    pub(super) fn admits(&mut self, peer: PeerId, digest: &Digest, here: bool) -> bool {
+        let keys = match self.ledger.share(digest) {
+            Share::All => return true,
+            Share::Nobody => return !here,
+            Share::Groups(keys) => keys,
+        };
+        let Some(shown) = self.peers.get_mut(&peer) else { return false };
+        if shown.proven.contains(digest) {
+            return true;
+        }
+        let Some(proof) = shown.proofs.get(digest) else { return false };
+        let holds = keys.iter().any(|key| key.check(&shown.exporter, peer, digest, proof));
+        if holds {
+            shown.proofs.remove(digest);
+            if shown.proven.len() >= PROOFS_MAX {
+                shown.proven.clear();
+            }
+            shown.proven.insert(*digest);
+        }
+        holds
+    }
+
+    /// What has to be said to a peer before it is asked about a blob.
+    pub(super) fn entitlement(&self, peer: PeerId, digest: &Digest) -> Option<Message> {
+        let Some(Scope::Node(key)) = self.ledger.fetching(digest) else { return None };
+        let shown = self.peers.get(&peer)?;
+        Some(Message::Entitled { digest: *digest, proof: key.prove(&shown.exporter, self.me, digest) })
+    }
+
+    /// Whether no peer may know of a blob.
+    pub(super) fn hides(&self, digest: &Digest) -> bool {
+        self.ledger.share(digest) == Share::Nobody
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{access::GroupKey, credentials::Credential, secret::Secret};
+
+    const DIGEST: Digest = Digest::sha256([1; 32]);
+    const US: PeerId = PeerId([1; 32]);
+    const THEM: PeerId = PeerId([2; 32]);
+    const LINK: [u8; 32] = [9; 32];
+
+    fn node(password: &str) -> Scope {
+        let credential = Credential::Basic { username: "robot".to_owned(), password: password.to_owned() };
+        Scope::Node(GroupKey::derive(&Secret::none(), "a.test", &credential))
+    }
+
+    /// The gate of a node that fetches the blob under a scope and has one peer.
+    fn gate(me: PeerId, peer: PeerId, scope: Scope) -> Gate {
+        let ledger = Arc::new(Ledger::default());
+        assert!(!ledger.begin(&DIGEST, scope));
+        let mut gate = Gate::new(ledger, me);
+        gate.connected(peer, LINK);
+        gate
+    }
+
+    /// What the one says to the other before it asks.
+    fn show(from: &Gate, to: &mut Gate) {
+        if let Some(Message::Entitled { digest, proof }) = from.entitlement(to.me, &DIGEST) {
+            to.shown(from.me, digest, proof);
+        }
+    }
+
+    #[test]
+    fn peers_with_the_same_credential_see_one_another_and_others_do_not() {
+        for (theirs, admitted) in
+            [(node("a"), true), (node("b"), false), (Scope::Public, false), (Scope::Private, false)]
+        {
+            let (mut ours, theirs) = (gate(US, THEM, node("a")), gate(THEM, US, theirs));
+            show(&theirs, &mut ours);
+            assert_eq!(ours.admits(THEM, &DIGEST, true), admitted);
+        }
+    }
+
+    #[test]
+    fn public_content_is_for_all_and_private_content_for_nobody() {
+        let mut public = gate(US, THEM, Scope::Public);
+        assert!(public.admits(THEM, &DIGEST, true) && public.entitlement(THEM, &DIGEST).is_none());
+        assert!(!public.hides(&DIGEST));
+        let mut private = gate(US, THEM, Scope::Private);
+        assert!(!private.admits(THEM, &DIGEST, true) && private.entitlement(THEM, &DIGEST).is_none());
+        assert!(private.hides(&DIGEST));
+    }
+
+    #[test]
+    fn a_proof_may_come_before_the_blob_is_known() {
+        let theirs = gate(THEM, US, node("a"));
+        let mut ours = Gate::new(Arc::new(Ledger::default()), US);
+        ours.connected(THEM, LINK);
+        show(&theirs, &mut ours);
+        assert!(ours.admits(THEM, &DIGEST, false), "there is nothing to see");
+        assert!(!ours.ledger.begin(&DIGEST, node("a")));
+        assert!(ours.admits(THEM, &DIGEST, true));
+    }
+
+    #[test]
+    fn a_proof_is_good_for_its_connection_only() {
+        let (mut ours, theirs) = (gate(US, THEM, node("a")), gate(THEM, US, node("a")));
+        let Some(Message::Entitled { digest, proof }) = theirs.entitlement(US, &DIGEST) else { panic!("no proof") };
+        ours.connected(THEM, [8; 32]);
+        ours.shown(THEM, digest, proof);
+        assert!(!ours.admits(THEM, &DIGEST, true), "that was said on another connection");
+        let stranger = PeerId([3; 32]);
+        ours.connected(stranger, LINK);
+        ours.shown(stranger, digest, proof);
+        assert!(!ours.admits(stranger, &DIGEST, true), "that was said by another");
+        ours.connected(THEM, LINK);
+        ours.shown(THEM, digest, proof);
+        assert!(ours.admits(THEM, &DIGEST, true));
+        ours.disconnected(THEM);
+        assert!(!ours.admits(THEM, &DIGEST, true));
+    }
+}

@@ -1,0 +1,44 @@
+//! Where to ask about a blob: its trackers and holders in the DHT; where that names none, whoever is at the bootstrap
+//! addresses; and for what no peer may know of, this node alone.
+
+use std::sync::Arc;
+
+use rand::seq::IteratorRandom;
+use shoal_proto::{digest::Digest, peer::Contact, swarm::Input};
+
+use super::driver::{Driver, Fact};
+
+/// Connected peers that a fetch gets to know where the DHT names no trackers.
+const KNOWN_MAX: usize = 20;
+
+impl Driver {
+    /// Finds out who hands out the peers of a blob, and who has it.
+    pub(super) fn locate(&self, digest: Digest) {
+        let (parts, facts) = (Arc::clone(&self.parts), self.facts.clone());
+        if self.gate.hides(&digest) {
+            // This node leases it to itself.
+            let own = Contact { peer: parts.identity.peer(), address: parts.plane.local_address() };
+            self.tasks.spawn(async move {
+                facts.send(Fact::Swarm(Input::Located { digest, trackers: vec![own], known: Vec::new() })).await.ok();
+                facts.send(Fact::Swarm(Input::Holders { digest, holders: Vec::new() })).await.ok();
+            });
+            return;
+        }
+        let known = self.contacts.values().copied().sample(&mut rand::rng(), KNOWN_MAX);
+        self.tasks.spawn(async move {
+            let key = parts.secret.blob_key(&digest);
+            let trackers = async {
+                let mut trackers = parts.dht.trackers(key).await;
+                if trackers.iter().all(|tracker| tracker.peer == parts.identity.peer()) {
+                    trackers = parts.rendezvous.trackers(&parts.plane, &digest).await;
+                }
+                facts.send(Fact::Swarm(Input::Located { digest, trackers, known })).await.ok();
+            };
+            let holders = async {
+                let holders = parts.dht.holders(key).await;
+                facts.send(Fact::Swarm(Input::Holders { digest, holders })).await.ok();
+            };
+            tokio::join!(trackers, holders);
+        });
+    }
+}
