@@ -21,7 +21,8 @@ pub use self::{
 };
 
 /// How the content of an upstream is shared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Policy {
     /// Anybody may have it.
     Public,

@@ -19,6 +19,7 @@ use url::Url;
 pub use keys::{KEYS, Key};
 pub(crate) use values::quoted;
 
+use crate::access::Policy;
 use gather::Layers;
 
 /// The port of the data and discovery plane, used where an address names none.
@@ -129,6 +130,8 @@ pub struct UpstreamConfig {
     pub realm_hosts: Vec<String>,
     /// Whether clients on this machine may push through this node, with this upstream's account.
     pub push: bool,
+    /// Who may have its content.
+    pub access: Policy,
 }
 
 impl UpstreamConfig {

@@ -5,6 +5,7 @@ use std::{
     future::Future,
     io,
     net::SocketAddr,
+    path::PathBuf,
     sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
@@ -18,9 +19,10 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    access::{Ledger, Policy},
     admin::{Admin, AdminConfig, AdminError, AdminSources, CONTROL_SOCKET},
     config::{Config, ConfigError, StreamMode},
-    credentials::{self, CredentialError},
+    credentials::{self, CredentialError, Credentials},
     dht::{Dht, DhtConfig, DhtError},
     identity::{Identity, IdentityError},
     metrics::Metrics,
@@ -76,6 +78,14 @@ pub enum BuildError {
     /// The data directory.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The record of who may have which content.
+    #[error("cannot use the access ledger {}: {source}", path.display())]
+    Access {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// The node's key.
     #[error(transparent)]
     Identity(#[from] IdentityError),
@@ -137,6 +147,7 @@ impl Daemon {
         let data_dir = config.data_dir.clone();
         let store = tokio::task::spawn_blocking(move || Store::open(&data_dir)).await;
         let store = store.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
+        let access = open_ledger(&config, &store).await?;
         let identity = Identity::load_or_create(&config.data_dir.join("node.key"))?;
         let mut metrics = Metrics::new();
         metrics.watch_store(store.clone());
@@ -159,6 +170,7 @@ impl Daemon {
             rendezvous: Rendezvous::new(dht.own(), &config.bootstrap)?,
             plane: plane.clone(),
             origin: origin.clone(),
+            access,
             metrics: Arc::clone(&metrics),
             limits: Limits::default(),
             sealed_only: config.stream == StreamMode::Sealed,
@@ -336,6 +348,16 @@ async fn bind_p2p(
     }
 }
 
+async fn open_ledger(config: &Config, store: &Store) -> Result<Arc<Ledger>, BuildError> {
+    let (path, store) = (config.data_dir.join("access"), store.clone());
+    let opened = tokio::task::spawn_blocking({
+        let path = path.clone();
+        move || Ledger::open(&path, |digest| store.holds(digest))
+    });
+    let opened = opened.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+    opened.map(Arc::new).map_err(|source| BuildError::Access { path, source })
+}
+
 fn place_of(config: &Config) -> Place {
     Place::named(config.zone.as_deref(), config.rack.as_deref())
 }
@@ -365,7 +387,12 @@ fn upstreams(config: &Config) -> Result<BTreeMap<String, Arc<Upstream>>, BuildEr
             mirrors: upstream.mirrors.clone(),
             client_cert_file: upstream.client_cert_file.clone(),
             client_key_file: upstream.client_key_file.clone(),
-            credentials: credentials.remove(&upstream.name).unwrap_or_default(),
+            credentials: match upstream.access {
+                Policy::Node => credentials.remove(&upstream.name).unwrap_or_default(),
+                // What files and plugins have for it is not for these.
+                Policy::Public | Policy::Private => Credentials::default(),
+            },
+            access: upstream.access,
             realm_hosts: upstream.realm_hosts.clone(),
             ca_file: upstream.ca_file.clone(),
             allow_private: upstream.allow_private,

@@ -50,8 +50,9 @@ use self::{
 pub use self::{fetch::Fetch, flight::Advance, parts::Parts, read::Blob, rendezvous::Rendezvous};
 use crate::{
     access::{Ledger, Scope, Standing},
+    credentials::CredentialError,
     metrics::Metrics,
-    origin::{OriginError, Source},
+    origin::{OriginError, Source, Upstream},
     store::Store,
 };
 
@@ -179,6 +180,14 @@ impl Node {
     #[must_use]
     pub fn sealed_size(&self, digest: &Digest) -> Option<u64> {
         self.shared.store.sealed_size(digest)
+    }
+
+    /// Under which right this node gets what is in a repository.
+    ///
+    /// # Errors
+    /// Whether there is a credential for it cannot be told.
+    pub async fn scope(&self, upstream: &Upstream, repository: &str) -> Result<Scope, CredentialError> {
+        upstream.scope(&self.shared.parts.secret, repository).await
     }
 
     /// Whether a wish may be met from what is here: if it was had under another scope, or is private, the origin is asked.

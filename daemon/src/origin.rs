@@ -15,6 +15,7 @@ use tokio::time::{Instant, timeout_at};
 mod account;
 mod auth;
 mod body;
+mod client;
 mod connect;
 mod error;
 mod exchange;
@@ -31,6 +32,7 @@ mod upstream;
 mod warning;
 
 pub use body::Body;
+pub use client::credential_of;
 pub use error::OriginError;
 pub use list::{List, Listing};
 pub use push::{Location, Payload, Push, Pushed, Step};

@@ -30,6 +30,8 @@ use self::{
     platform::{Platform, PlatformError},
 };
 use crate::{
+    access::Scope,
+    credentials::CredentialError,
     node::{Node, OpenError, Want},
     origin::{Kind, MANIFEST_BYTES, Origin, OriginError, Source, Upstream},
     registry::name::at_upstream,
@@ -68,6 +70,13 @@ enum PullError {
     Upstream { name: String, known: String },
     #[error("the image names no registry, and this daemon has no default: name one, or set the key default_upstream")]
     NoDefault,
+    #[error(
+        "access to {0} is private: its images go to clients that show their own credential to the registry port, not to \
+         `shoal pull`"
+    )]
+    Private(String),
+    #[error("no credential for the origin: {0}")]
+    Credential(#[from] CredentialError),
     #[error("{host} has no tag {tag} of {repository}")]
     NoTag { host: String, repository: String, tag: String },
     #[error("cannot resolve the tag {tag}: {source}")]
@@ -134,7 +143,7 @@ impl Puller {
             None => Platform::of_machine(),
         };
         let image = ImageName::parse(&request.image, |name| self.upstreams.contains_key(name))?;
-        let target = self.target(&image)?;
+        let target = self.target(&image).await?;
         let digest = self.resolve(&target, &image.reference).await?;
         let pieces = self.describe(&target, digest, &platform).await?;
         let bytes = pieces.iter().fold(0, |sum: u64, piece| sum.saturating_add(piece.size));
@@ -147,13 +156,18 @@ impl Puller {
     }
 
     /// Where the image is: only at upstreams that the configuration allows.
-    fn target(&self, image: &ImageName) -> Result<Target, PullError> {
+    async fn target(&self, image: &ImageName) -> Result<Target, PullError> {
         let name = image.registry.as_ref().or(self.default_upstream.as_ref()).ok_or(PullError::NoDefault)?;
         let upstream = self.upstreams.get(name).ok_or_else(|| {
             let known: Vec<&str> = self.upstreams.keys().map(String::as_str).collect();
             PullError::Upstream { name: name.clone(), known: known.join(", ") }
         })?;
-        Ok(Target { upstream: Arc::clone(upstream), repository: at_upstream(name, &image.repository) })
+        let repository = at_upstream(name, &image.repository);
+        let scope = self.node.scope(upstream, &repository).await?;
+        if scope == Scope::Private {
+            return Err(PullError::Private(name.clone()));
+        }
+        Ok(Target { upstream: Arc::clone(upstream), repository, scope })
     }
 
     async fn resolve(&self, target: &Target, reference: &Reference) -> Result<Digest, PullError> {
@@ -209,6 +223,6 @@ impl Target {
     fn want(&self, part: &Part) -> Want {
         let kind = if part.is_manifest() { Kind::Manifest } else { Kind::Blob };
         let source = Source { upstream: Arc::clone(&self.upstream), repository: self.repository.clone(), kind };
-        Want { digest: part.digest, source }
+        Want { digest: part.digest, source, scope: self.scope }
     }
 }

@@ -4,7 +4,6 @@
 //! peers, origin); tags are resolved and lists are asked at the origin only. Everything is answered or refused within the answer deadline, with
 //! a status that makes clients fall back (the `error` module says which and why).
 
-mod access;
 mod answers;
 mod authority;
 mod blob;
@@ -20,6 +19,7 @@ pub(crate) mod media;
 pub(crate) mod name;
 mod push;
 mod range;
+mod record;
 mod respond;
 mod route;
 mod serve;
@@ -41,13 +41,12 @@ use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use hyper::{
     HeaderMap, Method, Response, StatusCode,
-    header::{CONTENT_TYPE, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS},
+    header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS},
 };
 use shoal_proto::digest::Digest;
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::timeout};
 
 use self::{
-    access::Record,
     body::Body,
     content::{Content, Daemon, Deadline},
     error::{Code, Failure},
@@ -55,6 +54,7 @@ use self::{
     list::Lists,
     name::Reference,
     push::{Call, Uploads},
+    record::Record,
     route::{Route, Target, Upstreams},
     tags::Tags,
 };
@@ -63,9 +63,10 @@ pub use self::{
     tls::{CertificateError, RegistryTls},
 };
 use crate::{
+    access::Policy,
     metrics::Metrics,
     node::{Node, Want},
-    origin::{Kind, Listing, Origin, Source, Upstream},
+    origin::{self, Kind, Listing, Origin, Source, Upstream},
 };
 
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
@@ -184,7 +185,10 @@ impl Registry {
         let subject = admitted.as_ref().map(ToString::to_string).unwrap_or_default();
         let kind = admitted.as_ref().ok().and_then(Route::kind);
         let answer = match admitted {
-            Ok(route) => self.inner.dispatch(route, Call { method: &head.method, headers: &head.headers, body }).await,
+            Ok(mut route) => match self.inner.enter(&mut route, &head.headers).await {
+                Ok(()) => self.inner.dispatch(route, Call { method: &head.method, headers: &head.headers, body }).await,
+                Err(failure) => Err(failure),
+            },
             Err(failure) => Err(failure),
         };
         let mut response = answer.unwrap_or_else(|failure| failure.response());
@@ -214,6 +218,18 @@ impl Registry {
 }
 
 impl Inner {
+    /// Finds out under which right a request comes. Where access is private, it is asked as the client itself would ask.
+    async fn enter(&self, route: &mut Route, headers: &HeaderMap) -> Result<(), Failure> {
+        let Some(target) = route.target_mut() else { return Ok(()) };
+        if target.upstream.access == Policy::Private {
+            target.upstream = target.upstream.for_client(origin::credential_of(headers.get(AUTHORIZATION)));
+        }
+        let scope = self.content.scope(Arc::clone(&target.upstream), target.repository.clone());
+        let scope = timeout(self.answer_deadline, scope).await.map_err(|_| Failure::deadline(self.answer_deadline))?;
+        target.scope = scope.map_err(|error| Failure::unavailable(format!("no credential for the origin: {error}")))?;
+        Ok(())
+    }
+
     async fn dispatch(&self, route: Route, call: Call<'_>) -> Result<Response<Body>, Failure> {
         let deadline = Deadline::after(self.answer_deadline);
         let request = Request { head: *call.method == Method::HEAD, headers: call.headers, deadline };
@@ -250,7 +266,7 @@ fn base() -> Response<Body> {
 impl Target {
     fn want(&self, digest: &Digest, kind: Kind) -> Want {
         let source = Source { upstream: Arc::clone(&self.upstream), repository: self.repository.clone(), kind };
-        Want { digest: *digest, source }
+        Want { digest: *digest, source, scope: self.scope }
     }
 }
 

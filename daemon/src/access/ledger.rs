@@ -142,6 +142,11 @@ impl Ledger {
         state.part(digest, scope)
     }
 
+    /// What lies here of a blob, to be gone on with, came under `scope`.
+    pub fn left(&self, digest: &Digest, scope: Scope) {
+        self.state().part(digest, scope);
+    }
+
     /// The fetch of a blob succeeded: it was had under the fetch's own scope, and others were granted by the origin.
     pub fn sealed(&self, digest: &Digest) {
         let mut state = self.state();

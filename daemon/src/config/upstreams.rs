@@ -5,6 +5,8 @@ use std::{collections::BTreeMap, path::PathBuf};
 use toml::{Table, Value};
 use url::Url;
 
+use crate::access::Policy;
+
 use super::{
     ConfigError, Password, UpstreamConfig,
     gather::{Layers, Refusal, described},
@@ -16,7 +18,7 @@ use super::{
 const DEFAULT_NAMES: [&str; 8] =
     ["docker.io", "ghcr.io", "quay.io", "registry.k8s.io", "gcr.io", "nvcr.io", "public.ecr.aws", "mcr.microsoft.com"];
 
-const FIELDS: [&str; 14] = [
+const FIELDS: [&str; 15] = [
     "url",
     "mirrors",
     "username",
@@ -31,6 +33,7 @@ const FIELDS: [&str; 14] = [
     "allow_private",
     "realm_hosts",
     "push",
+    "access",
 ];
 
 const URL_FORM: &str = "https://HOST[:PORT][/PATH], or http:// for a registry without TLS";
@@ -110,6 +113,7 @@ fn bare(name: String, url: Url) -> UpstreamConfig {
         allow_private: false,
         realm_hosts: Vec::new(),
         push: false,
+        access: Policy::Node,
     }
 }
 
@@ -212,15 +216,17 @@ fn from_table(
         allow_private: flag(fields, "allow_private").map_err(refused("allow_private"))?,
         realm_hosts: hosts(fields, "realm_hosts").map_err(refused("realm_hosts"))?,
         push: flag(fields, "push").map_err(refused("push"))?,
+        access: policy(fields, "access").map_err(refused("access"))?,
         name,
     };
-    check_credentials(&upstream).and_then(|()| check_client_certificate(&upstream)).map_err(
-        |(field, problem, hint)| ConfigError::Value {
+    check_credentials(&upstream)
+        .and_then(|()| check_client_certificate(&upstream))
+        .and_then(|()| check_access(&upstream))
+        .map_err(|(field, problem, hint)| ConfigError::Value {
             place: place(field),
             problem: problem.to_owned(),
             hint: hint.to_owned(),
-        },
-    )?;
+        })?;
     Ok(upstream)
 }
 
@@ -231,6 +237,22 @@ fn check_credentials(upstream: &UpstreamConfig) -> Result<(), (&'static str, &'s
         (None, Some(_), None) => Err(("password", "it has no username", "add username = \"NAME\"")),
         (None, None, Some(_)) => Err(("password_file", "it has no username", "add username = \"NAME\"")),
         _ => Ok(()),
+    }
+}
+
+/// An account that is never used was meant to be.
+fn check_access(upstream: &UpstreamConfig) -> Result<(), (&'static str, &'static str, &'static str)> {
+    let has_account = upstream.username.is_some() || upstream.credentials.is_some();
+    match upstream.access {
+        Policy::Public if has_account => {
+            Err(("access", "what is public is asked for without an account", "remove the account, or say \"node\""))
+        }
+        Policy::Private if has_account => Err((
+            "access",
+            "what is private is asked for with the client's account",
+            "remove the account, or say \"node\"",
+        )),
+        Policy::Public | Policy::Node | Policy::Private => Ok(()),
     }
 }
 
@@ -277,6 +299,12 @@ fn flag(fields: &Table, field: &str) -> Result<bool, Refusal> {
         Some(Value::Boolean(value)) => Ok(*value),
         Some(other) => Err((format!("it is {}", described(other)), "true or false")),
     }
+}
+
+fn policy(fields: &Table, field: &str) -> Result<Policy, Refusal> {
+    const FORM: &str = "\"public\", \"node\" or \"private\"";
+    let Some(name) = text(fields, field)? else { return Ok(Policy::Node) };
+    Policy::parse(&name).ok_or_else(|| (format!("{} is no access policy", quoted(&name)), FORM))
 }
 
 fn hosts(fields: &Table, field: &str) -> Result<Vec<String>, Refusal> {

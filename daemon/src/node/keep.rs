@@ -25,7 +25,10 @@ impl Node {
     /// [`OpenError::Corrupt`] if the bytes are others; [`OpenError::Disk`]. A blob that is here already, or on its way, is
     /// no error.
     pub async fn keep(&self, draft: Draft, want: Want) -> Result<(), OpenError> {
+        let access = Arc::clone(&self.shared.parts.access);
         if self.sealed_size(&want.digest).is_some() {
+            // The origin has it from us: it was had under this scope.
+            access.prove(&want.digest, want.scope, true);
             return Ok(());
         }
         let parts = Arc::clone(&self.shared.parts);
@@ -48,6 +51,10 @@ impl Node {
             Ok(Err(error)) => return Err(disk(error)),
             Err(error) => return Err(disk(std::io::Error::other(error))),
         }
+        if digest.algorithm() == Algorithm::Sha512 {
+            access.prove(&digest, want.scope, true);
+        }
+        access.left(&digest, want.scope);
         // What lies there whole with its chain is proven anew and sealed; nothing is fetched.
         self.fetch(want).await?.done().await?;
         Ok(())

@@ -23,6 +23,7 @@ use super::{
     *,
 };
 use crate::{
+    access::Scope,
     dht::{Dht, DhtConfig},
     identity::Identity,
     metrics::Metrics,
@@ -60,12 +61,13 @@ async fn world() -> World {
         dht,
         plane,
         origin: Origin::new(OriginTimeouts::default(), Vec::new(), Arc::default()),
+        access: Arc::default(),
         metrics: Arc::new(Metrics::new()),
         limits: Limits::default(),
         sealed_only: false,
     });
     let (sender, commands) = mpsc::channel(1);
-    let flights = Flights::default();
+    let flights = Flights::new(Arc::clone(&parts.access));
     let shelf = Arc::new(Shelf::new(Arc::clone(&parts), sender.clone()));
     let driver = Driver::new(Arc::clone(&parts), flights.clone(), Arc::clone(&shelf), TaskTracker::new());
     let shared =
@@ -96,7 +98,8 @@ impl World {
             ..UpstreamSettings::new("a.test", "http://127.0.0.1:1".parse().unwrap())
         };
         let upstream = Arc::new(Upstream::new(settings).unwrap());
-        Want { digest: self.digest, source: Source { upstream, repository: "app".to_owned(), kind: Kind::Blob } }
+        let source = Source { upstream, repository: "app".to_owned(), kind: Kind::Blob };
+        Want { digest: self.digest, source, scope: Scope::Public }
     }
 
     fn store(&self) -> &Store {

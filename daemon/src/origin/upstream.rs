@@ -11,11 +11,13 @@ use tokio::time::Instant;
 use url::Url;
 
 use crate::{
+    access::Policy,
     credentials::{Credential, Credentials},
     origin::{
         Kind, OriginTimeouts,
         account::Account,
         auth::Challenge,
+        client::Clients,
         connect,
         memory::Memory,
         reach::{self, Guard, Refused},
@@ -53,6 +55,8 @@ pub struct UpstreamSettings {
     pub realm_hosts: Vec<String>,
     /// Lets clients push through this node.
     pub push: bool,
+    /// Who may have its content.
+    pub access: Policy,
 }
 
 impl UpstreamSettings {
@@ -72,6 +76,7 @@ impl UpstreamSettings {
             allow_private: false,
             realm_hosts: Vec::new(),
             push: false,
+            access: Policy::Node,
         }
     }
 }
@@ -100,24 +105,29 @@ pub struct UpstreamError {
 pub struct Upstream {
     /// The name clients use, for example `docker.io` or `registry.test:5000`.
     pub name: String,
+    /// By what answers are kept: its name, and which client they are for if they are for one only.
+    pub(super) cache_key: String,
     /// Whether clients may push through this node.
     pub push: bool,
+    /// Who may have its content.
+    pub access: Policy,
     /// Ends in `/v2/`, or with `/v2/some/prefix/`.
-    base: Url,
-    host: String,
-    account: Account,
-    realm_hosts: Vec<String>,
-    guard: Arc<Guard>,
+    pub(super) base: Url,
+    pub(super) host: String,
+    pub(super) account: Account,
+    pub(super) realm_hosts: Vec<String>,
+    pub(super) guard: Arc<Guard>,
     /// For the registry itself.
-    home: Client,
+    pub(super) home: Client,
     /// For everything it points at.
-    abroad: Client,
+    pub(super) abroad: Client,
     /// What it asked for last; none until it asked.
-    challenge: Mutex<Option<Challenge>>,
+    pub(super) challenge: Mutex<Option<Challenge>>,
     pub(super) tokens: Tokens,
     pub(super) memory: Arc<Memory>,
-    mirrors: Vec<Self>,
-    is_mirror: bool,
+    pub(super) mirrors: Vec<Self>,
+    pub(super) clients: Clients,
+    pub(super) is_mirror: bool,
 }
 
 impl Upstream {
@@ -150,8 +160,10 @@ impl Upstream {
         let (home, abroad) = connect::clients(&settings, &base, &guard, timeouts).map_err(fail)?;
         Ok(Self {
             account: Account::new(credentials, settings.name.clone()),
+            cache_key: settings.name.clone(),
             name: settings.name,
             push: settings.push,
+            access: settings.access,
             host: authority(&base),
             base,
             realm_hosts: settings.realm_hosts,
@@ -162,6 +174,7 @@ impl Upstream {
             tokens: Tokens::default(),
             memory: Arc::default(),
             mirrors,
+            clients: Clients::default(),
             is_mirror: false,
         })
     }
@@ -184,6 +197,12 @@ impl Upstream {
     #[must_use]
     pub fn answers_ranges(&self) -> Option<bool> {
         self.in_order().first()?.memory.blob_ranges(Instant::now())
+    }
+
+    /// By what answers of this upstream are kept: those for one client are for no other.
+    #[must_use]
+    pub fn cache_key(&self) -> &str {
+        &self.cache_key
     }
 
     /// `host` or `host:port` of the registry, as in errors.

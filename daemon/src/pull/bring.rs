@@ -14,6 +14,7 @@ use super::{
     document::{Piece, Role},
 };
 use crate::{
+    access::Scope,
     node::{Fetch, OpenError},
     origin::Upstream,
 };
@@ -30,6 +31,7 @@ const BEGINNINGS_MAX: u32 = 3;
 pub(super) struct Target {
     pub(super) upstream: Arc<Upstream>,
     pub(super) repository: String,
+    pub(super) scope: Scope,
 }
 
 /// Something of an image that has a digest.

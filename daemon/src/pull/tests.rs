@@ -143,6 +143,7 @@ async fn world(shelf: Shelf) -> World {
         dht,
         plane,
         origin: origin.clone(),
+        access: Arc::default(),
         metrics,
         limits: Limits::default(),
         sealed_only: false,

@@ -124,7 +124,9 @@ pub(super) async fn there(inner: &Inner, want: &Want, request: &Request<'_>) -> 
 /// The size of a blob: known here, told by the origin for the price of a HEAD, or else by whoever has the blob.
 async fn size(inner: &Inner, want: Want, request: &Request<'_>) -> Result<u64, Failure> {
     if let Some(size) = inner.content.sealed_size(&want.digest) {
-        return Ok(size);
+        let admitted = timeout(request.deadline.remaining(), inner.content.admit(want)).await;
+        let admitted = admitted.map_err(|_| Failure::deadline(request.deadline.remaining()))?;
+        return admitted.map(|()| size).map_err(|error| Failure::from_open(&error, Kind::Blob));
     }
     let asked = inner.content.size(want.source.clone(), want.digest);
     // Half of the time for the origin; if it is down, peers must still have time to answer.

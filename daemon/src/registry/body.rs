@@ -18,7 +18,7 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-use super::{access::Record, content::Bytestream};
+use super::{content::Bytestream, record::Record};
 
 /// The body of every answer.
 pub(super) struct Body {

@@ -10,6 +10,8 @@ use tokio::time::{Instant, timeout_at};
 
 use super::error::Failure;
 use crate::{
+    access::Scope,
+    credentials::CredentialError,
     node::{Blob, Node, OpenError, Want},
     origin::{List, Listing, Origin, OriginError, Push, Pushed, Resolved, Source, Upstream},
     store::Draft,
@@ -22,6 +24,10 @@ pub(super) type Bytestream = BoxStream<'static, io::Result<Bytes>>;
 pub(super) trait Content: fmt::Debug + Send + Sync + 'static {
     /// See [`Node::sealed_size`].
     fn sealed_size(&self, digest: &Digest) -> Option<u64>;
+    /// See [`Node::scope`].
+    fn scope(&self, upstream: Arc<Upstream>, repository: String) -> BoxFuture<'static, Result<Scope, CredentialError>>;
+    /// See [`Node::admit`].
+    fn admit(&self, want: Want) -> BoxFuture<'static, Result<(), OpenError>>;
     /// See [`Node::open`].
     fn open(&self, want: Want, offset: u64, deadline: Duration) -> BoxFuture<'static, Result<Opened, OpenError>>;
     /// See [`Origin::size`].
@@ -100,6 +106,16 @@ pub(super) struct Daemon {
 impl Content for Daemon {
     fn sealed_size(&self, digest: &Digest) -> Option<u64> {
         self.node.sealed_size(digest)
+    }
+
+    fn scope(&self, upstream: Arc<Upstream>, repository: String) -> BoxFuture<'static, Result<Scope, CredentialError>> {
+        let node = self.node.clone();
+        Box::pin(async move { node.scope(&upstream, &repository).await })
+    }
+
+    fn admit(&self, want: Want) -> BoxFuture<'static, Result<(), OpenError>> {
+        let node = self.node.clone();
+        Box::pin(async move { node.admit(&want).await })
     }
 
     fn open(&self, want: Want, offset: u64, deadline: Duration) -> BoxFuture<'static, Result<Opened, OpenError>> {

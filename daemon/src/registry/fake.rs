@@ -20,6 +20,8 @@ use shoal_proto::digest::{Algorithm, Digest};
 
 use super::content::{Content, ListQuestion, Opened, TagQuestion};
 use crate::{
+    access::Scope,
+    credentials::CredentialError,
     node::{OpenError, Want},
     origin::{Kind, List, OriginError, Push, Pushed, Resolved, Source, Upstream, warning},
     store::Draft,
@@ -146,6 +148,18 @@ fn unknown(host: &str) -> OriginError {
 impl Content for Fake {
     fn sealed_size(&self, digest: &Digest) -> Option<u64> {
         self.content.get(digest).filter(|_| self.sealed).map(|bytes| bytes.len() as u64)
+    }
+
+    fn scope(
+        &self,
+        _upstream: Arc<Upstream>,
+        _repository: String,
+    ) -> BoxFuture<'static, Result<Scope, CredentialError>> {
+        future::ready(Ok(Scope::Public)).boxed()
+    }
+
+    fn admit(&self, _want: Want) -> BoxFuture<'static, Result<(), OpenError>> {
+        future::ready(Ok(())).boxed()
     }
 
     fn open(&self, want: Want, offset: u64, _deadline: Duration) -> BoxFuture<'static, Result<Opened, OpenError>> {

@@ -59,13 +59,13 @@ impl Lists {
 
     /// Forgets all lists of a repository: it was pushed to.
     pub(super) fn forget_repository(&self, target: &Target) {
-        self.0.forget(|key| key.upstream == target.upstream.name && key.repository == target.repository);
+        self.0.forget(|key| key.upstream == target.upstream.cache_key() && key.repository == target.repository);
     }
 
     async fn get(&self, content: &Arc<dyn Content>, question: ListQuestion) -> Result<Arc<List>, OriginError> {
         let ListQuestion { upstream, repository, listing, query } = question.clone();
         let host = upstream.name.clone();
-        let key = Key { upstream: host.clone(), repository, listing, query };
+        let key = Key { upstream: upstream.cache_key().to_owned(), repository, listing, query };
         let asked = || {
             let list = content.list(question);
             Box::pin(async move { list.await.map(Arc::new) }) as _

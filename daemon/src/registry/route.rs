@@ -11,7 +11,10 @@ use super::{
     name::{self, NAME_BYTES, Reference},
     push::Asked,
 };
-use crate::origin::{Listing, Upstream};
+use crate::{
+    access::Scope,
+    origin::{Listing, Upstream},
+};
 
 /// What a path asks for.
 #[derive(Debug)]
@@ -37,6 +40,20 @@ pub(super) struct Target {
     pub(super) repository: String,
     /// The `ns` parameter as the client wrote it, to be answered as `OCI-Namespace`.
     pub(super) namespace: Option<String>,
+    /// Under which right it is asked for. As long as nobody has looked, the one that opens least.
+    pub(super) scope: Scope,
+}
+
+impl Route {
+    /// Which repository is meant, if any.
+    pub(super) const fn target_mut(&mut self) -> Option<&mut Target> {
+        match self {
+            Self::Base => None,
+            Self::Manifest(target, _) | Self::Blob(target, _) | Self::List(target, ..) | Self::Push(target, _) => {
+                Some(target)
+            }
+        }
+    }
 }
 
 /// The allow-list of upstreams.
@@ -137,7 +154,7 @@ impl Upstreams {
             (Some(_), Some(_)) => None,
         };
         let upstream = Arc::clone(upstream.ok_or_else(unknown_registry)?);
-        Ok(Target { upstream, repository: String::new(), namespace })
+        Ok(Target { upstream, repository: String::new(), namespace, scope: Scope::Private })
     }
 
     /// The upstream of exactly this name.
@@ -173,7 +190,7 @@ fn target(upstream: &Arc<Upstream>, repository: &str, namespace: Option<String>)
         return Err(bad_name());
     }
     let repository = name::at_upstream(&upstream.name, repository);
-    Ok(Target { upstream: Arc::clone(upstream), repository, namespace })
+    Ok(Target { upstream: Arc::clone(upstream), repository, namespace, scope: Scope::Private })
 }
 
 fn bad_name() -> Failure {

@@ -25,7 +25,7 @@ struct Key {
 impl From<&TagQuestion> for Key {
     fn from(question: &TagQuestion) -> Self {
         Self {
-            upstream: question.upstream.name.clone(),
+            upstream: question.upstream.cache_key().to_owned(),
             repository: question.repository.clone(),
             tag: question.tag.clone(),
             accept: question.accept.clone(),
@@ -59,7 +59,7 @@ impl Tags {
 
     /// Forgets all tags of a repository: it was pushed to.
     pub(super) fn forget_repository(&self, target: &Target) {
-        self.0.forget(|key| key.upstream == target.upstream.name && key.repository == target.repository);
+        self.0.forget(|key| key.upstream == target.upstream.cache_key() && key.repository == target.repository);
     }
 
     /// Forgets an answer that turned out to be of no use.

@@ -38,7 +38,7 @@ pub(super) struct State {
 
 impl Upload {
     pub(super) fn new(target: &Target, state: State) -> Self {
-        let (upstream, repository) = (target.upstream.name.clone(), target.repository.clone());
+        let (upstream, repository) = (target.upstream.cache_key().to_owned(), target.repository.clone());
         Self { upstream, repository, state: tokio::sync::Mutex::new(state) }
     }
 }
@@ -72,7 +72,7 @@ impl Uploads {
     pub(super) fn find(&self, id: &str, target: &Target) -> Option<Arc<Upload>> {
         let mut open = self.open();
         let (used, upload) = open.get_mut(id)?;
-        let ours = upload.upstream == target.upstream.name && upload.repository == target.repository;
+        let ours = upload.upstream == target.upstream.cache_key() && upload.repository == target.repository;
         *used = Instant::now();
         ours.then(|| Arc::clone(upload))
     }
