@@ -22,9 +22,9 @@ pub(super) struct Account {
     /// The name under which they are looked up.
     registry: String,
     renewed: Mutex<Option<Instant>>,
-    /// What a renewal finds, in place of `credentials`.
+    /// What is found after a renewal, in place of what `credentials` has; a failure at once.
     #[cfg(test)]
-    pub(super) next: Mutex<Option<Credential>>,
+    pub(super) next: Mutex<Option<Result<Credential, CredentialError>>>,
 }
 
 impl Account {
@@ -42,9 +42,9 @@ impl Account {
     pub(super) async fn find(&self, repository: &str) -> Result<Option<Credential>, CredentialError> {
         #[cfg(test)]
         if let Some(next) = self.next.lock().unwrap_or_else(PoisonError::into_inner).clone()
-            && self.renewed.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+            && (next.is_err() || self.renewed.lock().unwrap_or_else(PoisonError::into_inner).is_some())
         {
-            return Ok(Some(next));
+            return next.map(Some);
         }
         self.credentials.find(&self.registry, repository).await
     }

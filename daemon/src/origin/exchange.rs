@@ -16,6 +16,7 @@ use crate::origin::{
     Kind, Origin, OriginError,
     error::{Failure, Retry, describe},
     list::Place,
+    login::explained,
     memory::Memory,
     retry,
     upstream::{Upstream, authority, same_origin},
@@ -180,7 +181,10 @@ impl Origin {
             }
             if !is_redirect(response.status()) {
                 let reply = Reply { response, host, memory: Arc::clone(&upstream.memory) };
-                return judge(request, reply, at_home);
+                return match judge(request, reply, at_home) {
+                    Err(failure) if at_home => Err(explained(upstream, request.repository, failure).await),
+                    outcome => outcome,
+                };
             }
             redirects += 1;
             if redirects > REDIRECTS {

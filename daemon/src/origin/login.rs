@@ -8,7 +8,7 @@ use tokio::time::{Instant, timeout};
 use url::{Url, form_urlencoded};
 
 use crate::{
-    credentials::{Credential, CredentialError},
+    credentials::Credential,
     origin::{
         Origin, OriginError,
         account::{self, Who},
@@ -94,12 +94,8 @@ impl Origin {
             let response = self.headers_of(upstream, Method::GET, upstream.root_url(), HeaderMap::new()).await?;
             challenges = auth::challenges(response.headers());
         }
-        let found = upstream.account().find(repository).await;
-        let (credential, problem) = match found {
-            Ok(credential) => (credential, None),
-            // What is public can be had without.
-            Err(problem) => (None, Some(problem)),
-        };
+        // What is public can be had without one that cannot be had now.
+        let credential = upstream.account().find(repository).await.unwrap_or_default();
         let denied = match self.meet_challenges(request, &challenges, credential.as_ref(), refused).await {
             Err(failure) if matches!(failure.error, OriginError::Denied { .. }) => failure,
             outcome => return outcome,
@@ -107,7 +103,7 @@ impl Origin {
         // Passwords and tokens run out, ECR's after twelve hours.
         match upstream.account().renew(repository, credential.as_ref(), Instant::now()).await {
             Some(renewed) => self.meet_challenges(request, &challenges, Some(&renewed), refused).await,
-            None => Err(problem.map_or(denied, |problem| without_credential(upstream, &problem))),
+            None => Err(explained(upstream, repository, denied).await),
         }
     }
 
@@ -319,8 +315,18 @@ fn denied(host: &str) -> Failure {
     Failure::fatal(OriginError::Denied { host: host.to_owned() })
 }
 
-fn without_credential(upstream: &Upstream, problem: &CredentialError) -> Failure {
-    Failure::fatal(OriginError::unavailable(upstream.host(), format!("access denied without a credential: {problem}")))
+/// A refusal by the registry is the fault of whoever should have given the credential, if he could not.
+pub(super) async fn explained(upstream: &Upstream, repository: &str, failure: Failure) -> Failure {
+    if !matches!(failure.error, OriginError::Denied { .. }) {
+        return failure;
+    }
+    match upstream.account().find(repository).await {
+        Ok(_) => failure,
+        Err(problem) => {
+            let why = format!("access denied without a credential: {problem}");
+            Failure::fatal(OriginError::unavailable(upstream.host(), why))
+        }
+    }
 }
 
 fn basic_of(credential: Option<&Credential>) -> Option<Result<HeaderValue, &'static str>> {

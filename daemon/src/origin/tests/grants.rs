@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::*;
-use crate::credentials::{Credential, Credentials};
+use crate::credentials::{Credential, CredentialError, Credentials};
 
 const ZERO_USER: &str = "00000000-0000-0000-0000-000000000000";
 
@@ -149,7 +149,7 @@ async fn a_password_that_ran_out_is_looked_up_once_more() {
         .await;
         let (client, source) = (client(), source(&server, basic("AWS", "old")));
         fetch(&client, &Source { repository: "team/old".to_owned(), ..source.clone() }, 0).await.unwrap();
-        *source.upstream.account().next.lock().unwrap() = Some(basic("AWS", "new"));
+        *source.upstream.account().next.lock().unwrap() = Some(Ok(basic("AWS", "new")));
         for _ in 0..2 {
             assert_eq!(fetch(&client, &source, 0).await.unwrap(), BLOB, "{refusal}");
         }
@@ -168,8 +168,28 @@ async fn a_token_servers_refusal_of_an_old_password_is_answered_with_the_new_one
     })
     .await;
     let source = source(&server, basic("AWS", "old"));
-    *source.upstream.account().next.lock().unwrap() = Some(basic("AWS", "new"));
+    *source.upstream.account().next.lock().unwrap() = Some(Ok(basic("AWS", "new")));
     assert_eq!(fetch(&client(), &source, 0).await.unwrap(), BLOB);
+}
+
+#[tokio::test]
+async fn a_credential_that_cannot_be_had_is_no_matter_for_what_is_public_and_is_told_for_what_is_not() {
+    let server = Server::start(|request, own| match request.header("authorization") {
+        None if request.target.starts_with("/token") => Reply::ok(br#"{"token":"anonymous"}"#),
+        Some("Bearer anonymous") if request.target.contains("/team/app/") => Reply::ok(BLOB),
+        _ if request.target.contains("/basic/") => Reply::status(401).with("WWW-Authenticate", "Basic realm=x"),
+        _ => challenge(own, "/token"),
+    })
+    .await;
+    let source = source(&server, basic("robot", "hunter2"));
+    let problem = CredentialError { place: "helper x".to_owned(), problem: "ended with 1".to_owned() };
+    *source.upstream.account().next.lock().unwrap() = Some(Err(problem));
+    assert_eq!(fetch(&client(), &source, 0).await.unwrap(), BLOB);
+    for repository in ["private", "basic"] {
+        let source = Source { repository: repository.to_owned(), ..source.clone() };
+        let refused = fetch(&client(), &source, 0).await;
+        assert_unavailable(refused, "access denied without a credential: helper x: ended with 1");
+    }
 }
 
 #[tokio::test]
