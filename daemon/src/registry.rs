@@ -179,7 +179,11 @@ impl Registry {
         let subject = admitted.as_ref().map(ToString::to_string).unwrap_or_default();
         let kind = admitted.as_ref().ok().and_then(Route::kind);
         let answer = match admitted {
-            Ok(route) => self.inner.dispatch(route, Call { method: &head.method, headers: &head.headers, body }).await,
+            Ok(route) => {
+                self.inner
+                    .dispatch(route, Call { method: &head.method, headers: &head.headers, body: Some(body) })
+                    .await
+            }
             Err(failure) => Err(failure),
         };
         let mut response = answer.unwrap_or_else(|failure| failure.response());
