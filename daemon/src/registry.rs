@@ -186,7 +186,10 @@ impl Registry {
         let kind = admitted.as_ref().ok().and_then(Route::kind);
         let answer = match admitted {
             Ok(mut route) => match self.inner.enter(&mut route, &head.headers).await {
-                Ok(()) => self.inner.dispatch(route, Call { method: &head.method, headers: &head.headers, body }).await,
+                Ok(()) => {
+                    let call = Call { method: &head.method, headers: &head.headers, body: Some(body) };
+                    self.inner.dispatch(route, call).await
+                }
                 Err(failure) => Err(failure),
             },
             Err(failure) => Err(failure),

@@ -7,6 +7,8 @@ mod pull;
 mod push;
 mod seed;
 
+use std::{fmt, sync::Arc};
+
 use reqwest::{Method, RequestBuilder, Response};
 use shoal_tests::{
     daemon::{Daemon, Settings, client},
@@ -22,7 +24,7 @@ use crate::{MIB, REPOSITORY, settings};
 
 /// An origin of one of two kinds.
 enum Origin {
-    Double(OriginDouble),
+    Double(Arc<OriginDouble>),
     Registry(DockerRegistry),
 }
 
@@ -70,6 +72,13 @@ impl Stage {
     }
 }
 
+/// In messages.
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.is_double() { "double" } else { "docker-registry" })
+    }
+}
+
 /// The settings of a daemon that passes pushes to this origin, with more lines for its table.
 fn pushing(origin: &str, more: &str) -> (TempDir, Settings) {
     let directory = tempfile::tempdir().unwrap();
@@ -82,12 +91,9 @@ fn pushing(origin: &str, more: &str) -> (TempDir, Settings) {
 
 /// A stage of each kind that can be had here, with an image of one platform.
 async fn stages(seed: u64) -> Vec<Stage> {
-    let image = ImageSpec::new(seed, &[MIB, 10]).one_platform().build();
-    let double = OriginDouble::start().await;
-    double.offer(&image, REPOSITORY, "v1");
-    let mut stages = vec![Stage::set(Origin::Double(double), image.clone()).await];
+    let mut stages = vec![modern(seed).await.0];
     if available(&["docker-registry", "skopeo"], false) {
-        let registry = DockerRegistry::start().await;
+        let (registry, image) = (DockerRegistry::start().await, image(seed));
         registry.push(&image, Format::Oci, REPOSITORY, "v1").await;
         stages.push(Stage::set(Origin::Registry(registry), image).await);
     }
@@ -95,15 +101,15 @@ async fn stages(seed: u64) -> Vec<Stage> {
 }
 
 /// A stage with the double alone, for what Distribution 2.8 does not know.
-async fn modern(seed: u64) -> (Stage, OriginDouble) {
-    let image = ImageSpec::new(seed, &[MIB]).one_platform().build();
-    let double = OriginDouble::start().await;
+async fn modern(seed: u64) -> (Stage, Arc<OriginDouble>) {
+    let image = image(seed);
+    let double = Arc::new(OriginDouble::start().await);
     double.offer(&image, REPOSITORY, "v1");
-    let (directory, settings) = pushing(&double.url(), "");
-    let daemon = Daemon::start(settings).await;
-    // The stage is not asked for its origin here: the double is at hand.
-    let origin = Origin::Double(OriginDouble::start().await);
-    (Stage { origin, image, daemon, _directory: directory }, double)
+    (Stage::set(Origin::Double(Arc::clone(&double)), image).await, double)
+}
+
+fn image(seed: u64) -> Image {
+    ImageSpec::new(seed, &[MIB, 10]).one_platform().build()
 }
 
 fn header<'a>(response: &'a Response, name: &str) -> &'a str {

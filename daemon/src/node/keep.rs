@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use shoal_proto::digest::{Algorithm, Digest};
+use shoal_proto::{
+    chain::State,
+    digest::{Algorithm, Digest},
+};
 use tokio::task::spawn_blocking;
 
 use super::{Node, OpenError, Want, obey::sign_chain, parts::Parts};
@@ -25,26 +28,19 @@ impl Node {
     /// [`OpenError::Corrupt`] if the bytes are others; [`OpenError::Disk`]. A blob that is here already, or on its way, is
     /// no error.
     pub async fn keep(&self, draft: Draft, want: Want) -> Result<(), OpenError> {
-        let access = Arc::clone(&self.shared.parts.access);
-        if self.sealed_size(&want.digest).is_some() {
-            // The origin has it from us: it was had under this scope.
-            access.prove(&want.digest, want.scope, true);
-            return Ok(());
+        let (parts, digest) = (Arc::clone(&self.shared.parts), want.digest);
+        let access = Arc::clone(&parts.access);
+        let wanted = self.sealed_size(&digest).is_none();
+        if !wanted {
+            // The origin has it from us: it was had under this scope, too.
+            access.prove(&digest, want.scope, true);
         }
-        let parts = Arc::clone(&self.shared.parts);
-        let content = draft.content().map_err(disk)?;
-        let states = match want.digest.algorithm() {
-            Algorithm::Sha256 => {
-                let derived = parts.verifier.derive(&content).await.map_err(disk)?;
-                let matching = derived.filter(|(_, found)| *found == want.digest);
-                Some(matching.map(|(states, _)| states).ok_or(OpenError::Corrupt)?)
-            }
-            Algorithm::Sha512 => {
-                let found = parts.verifier.digest_of(&content, Algorithm::Sha512).await.map_err(disk)?;
-                (found == want.digest).then_some(None).ok_or(OpenError::Corrupt)?
-            }
+        let proven = if wanted { prove(&parts, &draft, &digest).await.map(Some) } else { Ok(None) };
+        let Ok(Some(states)) = proven else {
+            // Its file is deleted, which may take a while.
+            spawn_blocking(move || drop(draft)).await.ok();
+            return proven.map(drop);
         };
-        let digest = want.digest;
         match spawn_blocking(move || store(&parts, draft, &digest, states.as_deref())).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
@@ -61,13 +57,22 @@ impl Node {
     }
 }
 
+/// The chain of a draft, if its bytes are what `digest` names; none for a digest without chains.
+async fn prove(parts: &Parts, draft: &Draft, digest: &Digest) -> Result<Option<Vec<State>>, OpenError> {
+    let content = draft.content().map_err(disk)?;
+    let (states, found) = match digest.algorithm() {
+        Algorithm::Sha256 => {
+            let derived = parts.verifier.derive(&content).await.map_err(disk)?;
+            let (states, found) = derived.ok_or(OpenError::Overloaded("the blob is too large"))?;
+            (Some(states), found)
+        }
+        Algorithm::Sha512 => (None, parts.verifier.digest_of(&content, Algorithm::Sha512).await.map_err(disk)?),
+    };
+    if found == *digest { Ok(states) } else { Err(OpenError::Corrupt) }
+}
+
 /// Puts a proven draft where the loop finds it. A blob without a chain is of no use to peers: it is sealed here.
-fn store(
-    parts: &Parts,
-    draft: Draft,
-    digest: &Digest,
-    states: Option<&[shoal_proto::chain::State]>,
-) -> std::io::Result<()> {
+fn store(parts: &Parts, draft: Draft, digest: &Digest, states: Option<&[State]>) -> std::io::Result<()> {
     let partial = draft.into_partial(digest)?;
     let stored = match states {
         Some(states) => partial.save_claim(&sign_chain(parts, digest, partial.layout().size(), states)),

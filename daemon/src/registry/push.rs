@@ -53,6 +53,8 @@ const SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
 const KEEP_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a request waits for the one before it of the same upload.
 const TURN_PATIENCE: Duration = Duration::from_secs(5);
+/// Most bytes that are read of a body that is refused: a manifest that is too large, or a chunk.
+const DRAIN_BYTES: usize = 16 << 20;
 
 /// The body of a request.
 pub(super) type Received = UnsyncBoxBody<Bytes, std::io::Error>;
@@ -62,7 +64,15 @@ pub(super) type Received = UnsyncBoxBody<Bytes, std::io::Error>;
 pub(super) struct Call<'a> {
     pub(super) method: &'a Method,
     pub(super) headers: &'a HeaderMap,
-    pub(super) body: Received,
+    /// Gone once somebody reads it.
+    pub(super) body: Option<Received>,
+}
+
+impl Call<'_> {
+    /// Bytes in the body, if the client says how many.
+    fn length(&self) -> Option<u64> {
+        self.body.as_ref().map_or(Some(0), |body| body.size_hint().exact())
+    }
 }
 
 /// Answers a request of a push.
@@ -70,7 +80,31 @@ pub(super) async fn answer(
     inner: &Inner,
     target: &Target,
     asked: &Asked,
-    call: Call<'_>,
+    mut call: Call<'_>,
+) -> Result<Response<Body>, Failure> {
+    let answered = answered(inner, target, asked, &mut call).await;
+    if let Some(body) = call.body {
+        drain(body).await;
+    }
+    answered
+}
+
+/// Reads what nobody wanted: a client that is still sending when the connection ends sees a reset and no answer.
+async fn drain(body: Received) {
+    let rest = BodyDataStream::new(body).take_while(|piece| std::future::ready(piece.is_ok()));
+    let mut left = DRAIN_BYTES;
+    let enough = rest.take_while(|piece| {
+        left = left.saturating_sub(piece.as_ref().map_or(left, Bytes::len));
+        std::future::ready(left > 0)
+    });
+    timeout(TURN_PATIENCE, enough.for_each(|_| std::future::ready(()))).await.ok();
+}
+
+async fn answered(
+    inner: &Inner,
+    target: &Target,
+    asked: &Asked,
+    call: &mut Call<'_>,
 ) -> Result<Response<Body>, Failure> {
     match &asked.what {
         What::Begin { digest, .. } => begin(inner, target, asked, *digest, call).await,
@@ -89,13 +123,13 @@ async fn begin(
     target: &Target,
     asked: &Asked,
     digest: Option<Digest>,
-    call: Call<'_>,
+    call: &mut Call<'_>,
 ) -> Result<Response<Body>, Failure> {
     let What::Begin { query, from, .. } = &asked.what else { return Err(unknown_upload()) };
     let kept = Kept::default();
     // Without a digest a body means nothing here.
     let payload = match digest {
-        Some(_) => payload(inner, call.body, &kept).await,
+        Some(_) => payload(inner, call, &kept).await,
         None => Payload::Empty,
     };
     let step = Step::Begin { query: query.clone(), from: from.clone() };
@@ -150,11 +184,9 @@ async fn send(inner: &Inner, push: Push) -> Result<Pushed, Failure> {
 }
 
 /// The body of the client, on its way to the origin and to the disk.
-async fn payload(inner: &Inner, body: Received, kept: &Kept) -> Payload {
-    let length = body.size_hint().exact();
-    if length == Some(0) {
-        return Payload::Empty;
-    }
+async fn payload(inner: &Inner, call: &mut Call<'_>, kept: &Kept) -> Payload {
+    let length = call.length();
+    let Some(body) = call.body.take().filter(|_| length != Some(0)) else { return Payload::Empty };
     kept.begin(&inner.content).await;
     let kept = kept.clone();
     let pieces: Bytestream = BodyDataStream::new(body)

@@ -1,8 +1,8 @@
 //! Sections "Pull", "Error Codes" and "Warnings".
 
-use shoal_tests::{image::media, origin::OriginDouble};
+use shoal_tests::image::media;
 
-use super::{Origin, Stage, code, header, layer, modern, stages, unknown};
+use super::{code, header, layer, modern, stages, unknown};
 use crate::{MIB, REPOSITORY};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -180,15 +180,5 @@ async fn a_tag_outlives_its_origin_if_that_is_configured_and_is_marked_so() {
         if status == 200 {
             assert_eq!(header(&stale, "docker-content-digest"), image.index.digest);
         }
-    }
-}
-
-/// So that a stage with the double can be told from one with a registry in messages.
-impl std::fmt::Display for Stage {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match &self.origin {
-            Origin::Double(OriginDouble { .. }) => "double",
-            Origin::Registry(_) => "docker-registry",
-        })
     }
 }

@@ -3,13 +3,15 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use tokio::{sync::Mutex, task::spawn_blocking, time::timeout};
+use tokio::{runtime::Handle, sync::Mutex, task::spawn_blocking, time::timeout};
 
 use super::super::content::Content;
 use crate::store::Draft;
 
 /// Bytes written at once; this much memory an upload takes.
 const BATCH_BYTES: usize = 1024 * 1024;
+/// Pieces written at once, however small a client sends them.
+const PIECES: usize = 1024;
 /// Longest wait for the disk. The push goes on without it.
 const DISK_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -23,12 +25,40 @@ enum State {
     #[default]
     Fresh,
     Keeping {
-        draft: Draft,
+        draft: Held,
         batch: Vec<Bytes>,
         batched: usize,
     },
     /// Something is missing: it is of no use any more.
     Lost,
+}
+
+impl State {
+    const fn keeping(draft: Held) -> Self {
+        Self::Keeping { draft, batch: Vec::new(), batched: 0 }
+    }
+}
+
+/// A draft whose file is deleted off the async threads if nobody takes it: large ones take their time. There is one until then.
+#[derive(Debug)]
+struct Held(Option<Draft>);
+
+impl Held {
+    fn length(&self) -> u64 {
+        self.0.as_ref().map_or(0, Draft::length)
+    }
+
+    fn write(&mut self, pieces: &[Bytes]) -> std::io::Result<()> {
+        self.0.as_mut().map_or(Ok(()), |draft| draft.write(pieces))
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let (Some(draft), Ok(runtime)) = (self.0.take(), Handle::try_current()) {
+            runtime.spawn_blocking(move || drop(draft));
+        }
+    }
 }
 
 impl Kept {
@@ -40,7 +70,7 @@ impl Kept {
         }
         *state = State::Lost;
         match timeout(DISK_PATIENCE, content.draft()).await {
-            Ok(Ok(draft)) => *state = State::Keeping { draft, batch: Vec::new(), batched: 0 },
+            Ok(Ok(draft)) => *state = State::keeping(Held(Some(draft))),
             Ok(Err(error)) => tracing::warn!(%error, "what is pushed cannot be kept here"),
             Err(_) => tracing::warn!("what is pushed cannot be kept here: the disk is too slow"),
         }
@@ -53,10 +83,10 @@ impl Kept {
         if let State::Keeping { draft, mut batch, batched } = std::mem::replace(&mut *state, State::Lost) {
             let batched = batched + bytes.len();
             batch.push(bytes);
-            if batched < BATCH_BYTES {
+            if batched < BATCH_BYTES && batch.len() < PIECES {
                 *state = State::Keeping { draft, batch, batched };
             } else if let Some(draft) = write(draft, batch).await {
-                *state = State::Keeping { draft, batch: Vec::new(), batched: 0 };
+                *state = State::keeping(draft);
             }
         }
     }
@@ -79,13 +109,13 @@ impl Kept {
     /// Everything that came, on the disk; none if nothing came or something is missing.
     pub(super) async fn take(&self) -> Option<Draft> {
         match std::mem::replace(&mut *self.0.lock().await, State::Lost) {
-            State::Keeping { draft, batch, .. } => write(draft, batch).await,
+            State::Keeping { draft, batch, .. } => write(draft, batch).await?.0.take(),
             State::Fresh | State::Lost => None,
         }
     }
 }
 
-async fn write(mut draft: Draft, batch: Vec<Bytes>) -> Option<Draft> {
+async fn write(mut draft: Held, batch: Vec<Bytes>) -> Option<Held> {
     let written = spawn_blocking(move || draft.write(&batch).map(|()| draft));
     match timeout(DISK_PATIENCE, written).await {
         Ok(Ok(Ok(draft))) => return Some(draft),
@@ -103,7 +133,7 @@ mod tests {
     use crate::store::Store;
 
     fn keeping(store: &Store) -> Kept {
-        let state = State::Keeping { draft: store.draft().unwrap(), batch: Vec::new(), batched: 0 };
+        let state = State::keeping(Held(Some(store.draft().unwrap())));
         Kept(Arc::new(Mutex::new(state)))
     }
 

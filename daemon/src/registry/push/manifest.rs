@@ -3,7 +3,6 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http_body::Body as _;
 use http_body_util::{BodyExt as _, Limited};
 use hyper::{
     Response, StatusCode,
@@ -35,17 +34,20 @@ pub(super) async fn answer(
     target: &Target,
     asked: &Asked,
     reference: &Reference,
-    call: Call<'_>,
+    call: &mut Call<'_>,
 ) -> Result<Response<Body>, Failure> {
-    let size = call.body.size_hint().upper().unwrap_or(u64::MAX);
-    if size > MANIFEST_BYTES && call.body.size_hint().exact().is_some() {
+    let size = call.length().unwrap_or(MANIFEST_BYTES);
+    if size > MANIFEST_BYTES {
         return Err(too_large());
     }
     // At most 4096 permits, far below what a u32 holds.
-    let permits = u32::try_from(size.min(MANIFEST_BYTES).div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX);
+    let permits = u32::try_from(size.div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX);
     let permit = Arc::clone(&inner.manifests).acquire_many_owned(permits).await;
     let _permit = permit.map_err(|_| Failure::unavailable("this node is shutting down"))?;
-    let bytes = read(call.body).await?;
+    let bytes = match call.body.take() {
+        Some(body) => read(body).await?,
+        None => Bytes::new(),
+    };
     let told = call.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let servable = check(&bytes, told)?;
     let (written, given) = match reference {

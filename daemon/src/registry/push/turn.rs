@@ -1,6 +1,5 @@
 //! One request of an open upload: `PATCH`, `PUT`, `GET` or `DELETE` where it goes on.
 
-use http_body::Body as _;
 use hyper::{
     HeaderMap, Method, Response, StatusCode,
     header::{CONTENT_RANGE, HeaderValue},
@@ -32,12 +31,12 @@ pub(super) struct Turn<'a> {
 }
 
 impl Turn<'_> {
-    pub(super) async fn take(&self, state: &mut State, call: Call<'_>) -> Result<Response<Body>, Failure> {
+    pub(super) async fn take(&self, state: &mut State, call: &mut Call<'_>) -> Result<Response<Body>, Failure> {
         let brings = matches!(*self.method, Method::PATCH | Method::PUT);
         if *self.method == Method::PUT && self.digest.is_none() {
             return Err(Failure::bad_request(Code::DigestInvalid, "the digest of the blob is missing"));
         }
-        let range = if brings { content_range(call.headers, call.body.size_hint().exact())? } else { None };
+        let range = if brings { content_range(call.headers, call.length())? } else { None };
         if let (Some((first, _)), Some(have)) = (range, state.have)
             && first != have
         {
@@ -45,7 +44,7 @@ impl Turn<'_> {
             let failure = Failure::new(StatusCode::RANGE_NOT_SATISFIABLE, Code::BlobUploadInvalid, why);
             return Ok(self.out_of_order(&failure, have.checked_sub(1)));
         }
-        let payload = if brings { payload(self.inner, call.body, &state.kept).await } else { Payload::Empty };
+        let payload = if brings { payload(self.inner, call, &state.kept).await } else { Payload::Empty };
         let location = state.location.clone();
         let step = Step::Go { method: self.method.clone(), location, digest: self.digest };
         let mut push = request(self.target, step, payload, call.headers);
