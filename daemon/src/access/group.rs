@@ -53,15 +53,31 @@ impl GroupKey {
     }
 
     fn code(&self, exporter: &[u8; 32], prover: PeerId, digest: &Digest) -> Hmac<Sha256> {
+        let mut code = self.keyed(b"shoal entitled 1\0", digest);
+        code.update(exporter);
+        code.update(&prover.0);
+        code
+    }
+
+    fn keyed(&self, purpose: &[u8], digest: &Digest) -> Hmac<Sha256> {
         // HMAC pads a short key with zeros to its block: the same as a key of one whole block, which cannot be refused.
         let mut block = [0; 64];
         block[..KEY_BYTES].copy_from_slice(&self.0);
         let mut code = Hmac::<Sha256>::new(&block.into());
-        code.update(b"shoal entitled 1\0");
-        code.update(exporter);
-        code.update(&prover.0);
+        code.update(purpose);
         code.update(digest.to_string().as_bytes());
         code
+    }
+
+    /// A key that nobody else has.
+    pub(super) fn random() -> Self {
+        Self(rand::random())
+    }
+
+    /// The name under which the holders find one another: whoever has not the key learns nothing from it.
+    #[must_use]
+    pub fn name(&self, digest: &Digest) -> Digest {
+        Digest::sha256(self.keyed(b"shoal name 1\0", digest).finalize().into_bytes().into())
     }
 
     /// For the ledger, which only its owner can read.
@@ -136,6 +152,16 @@ mod tests {
         assert!(!key.check(&[8; 32], peer, &digest, &proof));
         assert!(!key.check(&[7; 32], PeerId([2; 32]), &digest, &proof));
         assert!(!key.check(&[7; 32], peer, &Digest::sha256([3; 32]), &proof));
+    }
+
+    #[test]
+    fn names_are_the_same_for_holders_of_one_key_and_for_nobody_else() {
+        let (key, other) = (key("a.test", &basic("a", "b")), key("a.test", &basic("a", "c")));
+        let digest = Digest::sha256([2; 32]);
+        assert_eq!(key.name(&digest), key.name(&digest));
+        for different in [other.name(&digest), key.name(&Digest::sha256([3; 32])), digest] {
+            assert_ne!(key.name(&digest), different);
+        }
     }
 
     #[test]

@@ -49,9 +49,17 @@ pub enum Share {
 }
 
 /// Under which scopes each digest was had, and is being fetched.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Ledger {
     state: Mutex<State>,
+    /// For names of what nobody else may know of.
+    hidden: GroupKey,
+}
+
+impl Default for Ledger {
+    fn default() -> Self {
+        Self { state: Mutex::default(), hidden: GroupKey::random() }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -102,7 +110,8 @@ impl Ledger {
         file.sync_all()?;
         fs::rename(&fresh, path)?;
         let journal = OpenOptions::new().append(true).open(path)?;
-        Ok(Self { state: Mutex::new(State { kept, flying: HashMap::new(), journal: Some(journal) }) })
+        let state = State { kept, flying: HashMap::new(), journal: Some(journal) };
+        Ok(Self { state: Mutex::new(state), ..Self::default() })
     }
 
     /// Whether a request under `scope` may be answered from what is here; `stored` says whether the whole blob is.
@@ -165,6 +174,18 @@ impl Ledger {
     #[must_use]
     pub fn fetching(&self, digest: &Digest) -> Option<Scope> {
         self.state().flying.get(digest).map(|flying| flying.own)
+    }
+
+    /// The name of a blob towards trackers and the DHT: its digest if it is public; else one that only those can make who may
+    /// have it, so that they meet one another and nobody else.
+    #[must_use]
+    pub fn name(&self, digest: &Digest) -> Digest {
+        match (self.fetching(digest), self.share(digest)) {
+            (Some(Scope::Node(key)), _) => key.name(digest),
+            (Some(Scope::Private), _) | (None, Share::Nobody) => self.hidden.name(digest),
+            (None, Share::Groups(keys)) => keys.first().unwrap_or(&self.hidden).name(digest),
+            (Some(Scope::Public), _) | (None, Share::All) => *digest,
+        }
     }
 
     /// Which peers may have it.

@@ -91,8 +91,6 @@ pub(super) struct Driver {
     inputs: VecDeque<Input>,
     turning: bool,
     pub(super) tracker: Tracker,
-    /// For blobs that no peer may know of: its only member is this node.
-    solo: Tracker,
     pub(super) gate: Gate,
     pub(super) jobs: HashMap<Digest, Arc<Job>>,
     /// Sealed blobs that peers read.
@@ -124,8 +122,7 @@ impl Driver {
             swarm: Swarm::new(me, place, limits.clone(), seed),
             inputs: VecDeque::new(),
             turning: false,
-            tracker: Tracker::new(limits.clone(), seed ^ 1),
-            solo: Tracker::new(limits, seed ^ 2),
+            tracker: Tracker::new(limits, seed ^ 1),
             gate: Gate::new(Arc::clone(&parts.access), me),
             parts,
             flights,
@@ -176,8 +173,7 @@ impl Driver {
     }
 
     fn next_deadline(&self) -> Instant {
-        let trackers = self.tracker.deadline().into_iter().chain(self.solo.deadline());
-        let due = self.swarm.deadline().into_iter().chain(trackers).min();
+        let due = self.swarm.deadline().into_iter().chain(self.tracker.deadline()).min();
         // Without a deadline any far time will do: each fact makes the loop look again.
         due.map_or_else(
             || Instant::now() + Duration::from_secs(3600),
@@ -217,19 +213,10 @@ impl Driver {
     pub(super) fn track(&mut self, input: tracker::Input) {
         let mut out = Vec::new();
         let now = self.now();
-        match &input {
-            tracker::Input::Joined { contact, join } if contact.peer == self.me && self.gate.hides(&join.digest) => {
-                self.solo.handle(now, input, &mut out);
-            }
-            tracker::Input::Joined { .. } => self.tracker.handle(now, input, &mut out),
-            tracker::Input::Left { .. } | tracker::Input::Disconnected { .. } | tracker::Input::Elapsed => {
-                self.solo.handle(now, input.clone(), &mut out);
-                self.tracker.handle(now, input, &mut out);
-            }
-        }
+        self.tracker.handle(now, input, &mut out);
         for tracker::Send { peer, message } in out {
             if peer == self.me {
-                self.later(Input::Received { peer, message });
+                self.later(Input::Received { peer, message: self.gate.unveil(message) });
             } else {
                 self.send(peer, message);
             }
@@ -237,6 +224,7 @@ impl Driver {
     }
 
     pub(super) fn send(&mut self, peer: PeerId, message: Message) {
+        let message = self.gate.veil(message);
         if peer == self.me {
             let contact = Contact { peer, address: self.parts.plane.local_address() };
             self.tracked(contact, message);
@@ -283,6 +271,7 @@ impl Driver {
         self.track(tracker::Input::Elapsed);
         let swarm = &self.swarm;
         self.held.retain(|digest, _| swarm.knows(digest));
+        self.gate.retain(|digest| swarm.knows(digest));
     }
 
     pub(super) fn command(&mut self, command: Command) {

@@ -6,7 +6,11 @@ use std::{
     sync::Arc,
 };
 
-use shoal_proto::{digest::Digest, peer::PeerId, wire::Message};
+use shoal_proto::{
+    digest::Digest,
+    peer::PeerId,
+    wire::{Join, Message},
+};
 
 use crate::access::{Ledger, Scope, Share};
 
@@ -19,6 +23,8 @@ pub(super) struct Gate {
     ledger: Arc<Ledger>,
     me: PeerId,
     peers: HashMap<PeerId, Shown>,
+    /// The digests behind names that are others.
+    names: HashMap<Digest, Digest>,
 }
 
 #[derive(Debug)]
@@ -33,7 +39,7 @@ struct Shown {
 
 impl Gate {
     pub(super) fn new(ledger: Arc<Ledger>, me: PeerId) -> Self {
-        Self { ledger, me, peers: HashMap::new() }
+        Self { ledger, me, peers: HashMap::new(), names: HashMap::new() }
     }
 
     /// A connection with a peer begins; `exporter` is key material of its TLS session.
@@ -87,10 +93,44 @@ impl Gate {
     pub(super) fn hides(&self, digest: &Digest) -> bool {
         self.ledger.share(digest) == Share::Nobody
     }
+
+    /// The name of a blob towards trackers and the DHT.
+    pub(super) fn name(&mut self, digest: &Digest) -> Digest {
+        let name = self.ledger.name(digest);
+        if name != *digest {
+            self.names.insert(name, *digest);
+        }
+        name
+    }
+
+    /// A message for a tracker, as it may see it.
+    pub(super) fn veil(&mut self, mut message: Message) -> Message {
+        if let Message::Join(Join { digest, .. }) | Message::Leave { digest } = &mut message {
+            *digest = self.name(digest);
+        }
+        message
+    }
+
+    /// A message of a tracker, as this node's machine knows the blob.
+    pub(super) fn unveil(&self, mut message: Message) -> Message {
+        if let Message::Joined { digest, .. } | Message::Revoked { digest, .. } = &mut message
+            && let Some(known) = self.names.get(digest)
+        {
+            *digest = *known;
+        }
+        message
+    }
+
+    /// Forgets names of blobs that are not in use any more.
+    pub(super) fn retain(&mut self, in_use: impl Fn(&Digest) -> bool) {
+        self.names.retain(|_, digest| in_use(digest));
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use shoal_proto::wire::Epoch;
+
     use super::*;
     use crate::{access::GroupKey, credentials::Credential, secret::Secret};
 
@@ -139,6 +179,23 @@ mod tests {
         let mut private = gate(US, THEM, Scope::Private);
         assert!(!private.admits(THEM, &DIGEST, true) && private.entitlement(THEM, &DIGEST).is_none());
         assert!(private.hides(&DIGEST));
+    }
+
+    #[test]
+    fn trackers_see_a_name_and_the_machine_sees_the_digest() {
+        for (scope, veiled) in [(Scope::Public, false), (node("a"), true), (Scope::Private, true)] {
+            let mut gate = gate(US, THEM, scope);
+            let Message::Leave { digest: name } = gate.veil(Message::Leave { digest: DIGEST }) else {
+                panic!("not that")
+            };
+            assert_eq!(name != DIGEST, veiled, "{scope:?}");
+            let answer = gate.unveil(Message::Revoked { digest: name, epoch: Epoch(1) });
+            assert_eq!(answer, Message::Revoked { digest: DIGEST, epoch: Epoch(1) });
+            gate.retain(|_| false);
+            assert!(gate.names.is_empty());
+        }
+        assert_eq!(gate(US, THEM, node("a")).name(&DIGEST), gate(THEM, US, node("a")).name(&DIGEST));
+        assert_ne!(gate(US, THEM, Scope::Private).name(&DIGEST), gate(THEM, US, Scope::Private).name(&DIGEST));
     }
 
     #[test]

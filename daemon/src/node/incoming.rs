@@ -95,6 +95,7 @@ impl Driver {
             self.parts.plane.hangup(peer);
             return;
         }
+        let message = self.gate.unveil(message);
         if let Message::Entitled { digest, proof } = message {
             self.gate.shown(peer, digest, proof);
             return;

@@ -13,7 +13,8 @@ const KNOWN_MAX: usize = 20;
 
 impl Driver {
     /// Finds out who hands out the peers of a blob, and who has it.
-    pub(super) fn locate(&self, digest: Digest) {
+    pub(super) fn locate(&mut self, digest: Digest) {
+        let name = self.gate.name(&digest);
         let (parts, facts) = (Arc::clone(&self.parts), self.facts.clone());
         if self.gate.hides(&digest) {
             // This node leases it to itself.
@@ -26,11 +27,11 @@ impl Driver {
         }
         let known = self.contacts.values().copied().sample(&mut rand::rng(), KNOWN_MAX);
         self.tasks.spawn(async move {
-            let key = parts.secret.blob_key(&digest);
+            let key = parts.secret.blob_key(&name);
             let trackers = async {
                 let mut trackers = parts.dht.trackers(key).await;
                 if trackers.iter().all(|tracker| tracker.peer == parts.identity.peer()) {
-                    trackers = parts.rendezvous.trackers(&parts.plane, &digest).await;
+                    trackers = parts.rendezvous.trackers(&parts.plane, &name).await;
                 }
                 facts.send(Fact::Swarm(Input::Located { digest, trackers, known })).await.ok();
             };

@@ -45,7 +45,7 @@ impl Driver {
             Output::Locate { digest } => self.locate(digest),
             Output::Announce { digest } if self.gate.hides(&digest) => {}
             Output::Announce { digest } => {
-                let key = self.parts.secret.blob_key(&digest);
+                let key = self.parts.secret.blob_key(&self.gate.name(&digest));
                 if !self.parts.dht.provide(key) {
                     tracing::warn!(digest = %digest.short(), "not announced: the DHT's queue is full");
                 }

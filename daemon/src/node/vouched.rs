@@ -173,7 +173,7 @@ impl Shelf {
             Ok(true) => {
                 parts.metrics.blobs_rotten.inc();
                 tracing::error!(%digest, "a stored blob no longer matches its digest: removed");
-                parts.dht.stop_providing(parts.secret.blob_key(&digest));
+                parts.dht.stop_providing(parts.secret.blob_key(&parts.access.name(&digest)));
                 // The loop is gone only at shutdown.
                 commands.blocking_send(Command::Rotten { digest }).ok();
             }
