@@ -246,7 +246,10 @@ fn checked_text(checked: &Checked<'_>) -> String {
         let account = upstream.username.as_ref().map_or(String::new(), |user| format!(" as {user}"));
         let file = upstream.credentials.as_ref();
         let file = file.map_or(String::new(), |file| format!(" with credentials from {}", file.display()));
-        writeln!(text, "  {:<19} {} at {}{account}{file}", "upstream", upstream.name, upstream.url).ok();
+        let access = upstream.access.name();
+        let push = if upstream.push { ", pushes pass" } else { "" };
+        let (name, url) = (&upstream.name, &upstream.url);
+        writeln!(text, "  {:<19} {name} at {url}{account}{file}, access {access}{push}", "upstream").ok();
     }
     for warning in checked.warnings {
         writeln!(text, "warning: {warning}").ok();
