@@ -30,6 +30,9 @@ use crate::{
 
 /// States that are missing are asked for again after so long.
 const STATES_PATIENCE: Duration = Duration::from_millis(50);
+/// If others have chunks behind the known states, and nothing at all comes, they are asked again after so long: where all had
+/// the word of an author that is not believed here, each has signed its own once it had the whole.
+const STATES_RETRY: Duration = Duration::from_secs(1);
 /// A part of a chain that no tracker's word stands for is believed if nothing better came for so long.
 const PART_PATIENCE: Duration = Duration::from_millis(300);
 /// Tries to get a candidate's last chunk from the peer that offers it, but for those while it was busy.
@@ -441,6 +444,36 @@ impl Fetch {
         if remote.pruned && !content.chain.is_whole() && remote.has > 0 && remote.furthest >= content.verifiable_end() {
             self.ask_again(cx, slot);
         }
+    }
+
+    /// When those who have chunks of unknown states are asked for the states anew; none if there is something else to do.
+    pub(super) fn states_due(&self) -> Option<Time> {
+        let waits =
+            |content: &&Content| content.pulls.is_empty() && !content.offers.any_open() && !content.chain.is_whole();
+        let content = self.content.as_ref().filter(waits)?;
+        self.ahead(content).next().map(|_| content.states_asked.max(self.progressed) + STATES_RETRY)
+    }
+
+    /// Asks them.
+    pub(super) fn ask_for_states(&mut self, cx: &mut Context<'_>) {
+        if self.states_due().is_none_or(|due| due > cx.now) {
+            return;
+        }
+        let Some(content) = &mut self.content else { return };
+        content.states_asked = cx.now;
+        let ahead: Vec<Slot> = self.content.iter().flat_map(|content| self.ahead(content)).collect();
+        for slot in ahead {
+            self.subscribe(cx, slot);
+        }
+    }
+
+    /// Who has chunks that cannot be verified with the known states.
+    fn ahead(&self, content: &Content) -> impl Iterator<Item = Slot> {
+        let end = content.verifiable_end();
+        self.remotes
+            .iter()
+            .filter(move |(_, remote)| remote.up && remote.has > 0 && remote.furthest >= end)
+            .map(|(slot, _)| slot)
     }
 
     /// A peer sent states that were known: another one is quicker, and this one needs to send no more.

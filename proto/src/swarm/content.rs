@@ -57,6 +57,8 @@ pub(super) struct Content {
     pub(super) common_pulls: usize,
     /// Whether any pull was good: until then, slow and silent peers look alike.
     pub(super) supplied: bool,
+    /// When the last good one ended.
+    supplied_at: Time,
     /// Moving average of how long a good pull takes.
     pub(super) pull_time: Duration,
     /// How many pulls fit.
@@ -95,6 +97,7 @@ impl Content {
             pulls: Vec::new(),
             common_pulls: 0,
             supplied: false,
+            supplied_at: Time::ZERO,
             pull_time: Duration::ZERO,
             width: Width::default(),
             releases: Releases::default(),
@@ -205,14 +208,20 @@ impl Content {
     }
 
     /// A good pull took so long while so many were out.
-    pub(super) fn note_time(&mut self, took: Duration, at_once: usize) {
+    pub(super) fn note_time(&mut self, now: Time, took: Duration, at_once: usize) {
         self.supplied = true;
+        self.supplied_at = now;
         self.pull_time = average(self.pull_time, took);
         self.width.note(took, at_once);
     }
 
-    /// A pull that was given up may just be slow, and the next ones with it: give them twice the time.
-    pub(super) fn note_late(&mut self, took: Duration) {
+    /// A pull was given up. If no other was good meanwhile, all may just be slow: give the next ones twice the time. Else it is
+    /// this peer: nobody else shall be waited for longer.
+    pub(super) fn note_late(&mut self, started: Time, now: Time) {
+        if self.supplied_at > started {
+            return;
+        }
+        let took = now.since(started);
         self.pull_time = self.pull_time.max(took * 2 / PULL_PATIENCE).min(PULL_TIME_MAX);
     }
 
@@ -250,4 +259,24 @@ impl Content {
 /// A moving average of times; the first one counts in full.
 pub(super) fn average(before: Duration, took: Duration) -> Duration {
     if before.is_zero() { took } else { (before * 7 + took) / 8 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::Digest;
+
+    #[test]
+    fn a_peer_that_does_not_answer_makes_others_wait_longer_only_if_they_do_not_answer_either() {
+        let layout = Layout::new(64 << 20).expect("small");
+        let chain = Chain::new(Digest::sha256([1; 32]), layout).expect("a chain of SHA-256");
+        let mut content = Content::new(chain, ChunkSet::empty(layout.count()));
+        let at = |milliseconds| Time::ZERO + Duration::from_millis(milliseconds);
+        let usual = Duration::from_millis(10);
+        content.note_time(at(100), usual, 1);
+        content.note_late(at(90), at(490));
+        assert_eq!(content.pull_time, usual, "another came meanwhile");
+        content.note_late(at(110), at(510));
+        assert_eq!(content.pull_time, Duration::from_millis(800) / PULL_PATIENCE, "nothing came: twice the time");
+    }
 }

@@ -251,6 +251,7 @@ impl Fetch {
         self.track_due(cx);
         self.drop_late_pulls(cx);
         self.check_stall(cx);
+        self.ask_for_states(cx);
         self.sign_due(cx);
         self.advance(cx);
     }
@@ -276,6 +277,7 @@ impl Fetch {
             pulls.map(|(content, (_, pull))| content.pull_due(pull, limits)).min(),
             self.remotes.rest_end(now),
             self.claims.due().filter(|due| *due > now),
+            self.states_due(),
             self.lease.as_ref().and_then(|lease| lease.deadline(now)),
             self.tracking.deadline(self.lease.is_some(), self.progressed, limits),
             self.hunger_due(now),

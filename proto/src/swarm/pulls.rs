@@ -141,7 +141,7 @@ impl Fetch {
 
     fn pulled_well(&mut self, cx: &mut Context<'_>, pull: &Pull, took: Duration) {
         let Some(content) = &mut self.content else { return };
-        content.note_time(took, cx.links.pulls + 1);
+        content.note_time(cx.now, took, cx.links.pulls + 1);
         cx.links.bytes_in += content.layout().len(pull.chunk);
         cx.links.pace.pulled(content.layout().len(pull.chunk), took);
         let pace = average(self.remotes[pull.peer].pace, took);
@@ -226,7 +226,7 @@ impl Fetch {
             let probe = self.claims.is_probe(id);
             self.cancel_pull(cx, id);
             if let Some(content) = &mut self.content {
-                content.note_late(cx.now.since(pull.started));
+                content.note_late(pull.started, cx.now);
             }
             self.remotes.judge(pull.peer, Verdict::Link, cx.now, usual, cx.rng);
             if probe {

@@ -365,7 +365,7 @@ fn counts_and_places_beyond_the_limits_are_refused() {
 
 #[test]
 fn unknown_kinds_algorithms_and_answers_are_refused() {
-    assert!(matches!(decode_message(&[12]), Err(WireError::Malformed(_))));
+    assert!(matches!(decode_message(&[13]), Err(WireError::Malformed(_))));
     let mut leave = vec![3, 2];
     leave.extend([0; 64]);
     assert_eq!(decode_message(&leave), Err(WireError::Limit("unknown digest algorithm")));
@@ -435,13 +435,14 @@ fn the_encoding_stays_as_it_is() {
         format!("0900{aa}"),
         format!("0a00{aa}01{cc}000a000001fbbb13"),
         format!("0b00{aa}0201fbffff"),
+        format!("0c00{aa}{}", "77".repeat(32)),
     ];
     assert_eq!(golden.len(), samples().len());
     for (message, golden) in samples().iter().zip(golden) {
         assert_eq!(hex(body(&encode_message(message))), golden, "{message:?}");
     }
     let hello = Hello { version: VERSION, proof: [0x55; 32], place: Place { zone: 0x0403_0201, rack: 9 } };
-    assert_eq!(hex(&encode_hello(&hello)), format!("2700000003{}fc0102030409", "55".repeat(32)));
+    assert_eq!(hex(&encode_hello(&hello)), format!("2700000004{}fc0102030409", "55".repeat(32)));
     let ends = Ends { before: State([0x11; 32]), after: Some(State([0x22; 32])) };
     let ask = Ask { digest: sha256(0xaa), chunk: ChunkIndex(251), ends };
     assert_eq!(hex(&encode_ask(&ask)), format!("6500000000{aa}fbfb00{one}01{two}"));

@@ -1,7 +1,7 @@
 //! One node and what its peers tell it.
 
 use super::{
-    rig::{name, streamed},
+    rig::{Rig, layout, name, pulls, streamed},
     *,
 };
 
@@ -79,4 +79,38 @@ fn a_size_that_nobody_signed_makes_no_room() {
         &mut out,
     );
     assert!(!out.iter().any(|order| matches!(order, Output::Sized { .. })), "{out:?}");
+}
+
+#[test]
+fn whoever_has_chunks_of_unknown_states_is_asked_for_the_states_until_they_come() {
+    let mut rig = Rig::new(Place::default());
+    name(peer(1)).into_iter().for_each(|input| drop(rig.tell(input)));
+    rig.meet(1, Place::default(), ChunkSet::empty(layout().count()));
+    let mut begun = streamed(peer(1), layout());
+    begun.states.truncate(3);
+    rig.hear(1, Message::Segment { digest: digest(), size: SIZE, segment: begun.into() });
+    let mut out = rig.meet(2, Place::default(), ChunkSet::full(layout().count()));
+    // All that can be verified is here.
+    loop {
+        let pulled = pulls(&out);
+        if pulled.is_empty() {
+            break;
+        }
+        out = pulled
+            .into_iter()
+            .flat_map(|(pull, ..)| rig.tell(Input::Pulled { digest: digest(), pull, verdict: Verdict::Good }))
+            .collect();
+    }
+    let asked = |out: &[Output]| {
+        let asks = out.iter().filter(|order| {
+            matches!(order, Output::Send { peer: to, message: Message::Subscribe { frontier, .. } }
+                if *to == peer(2) && *frontier < layout().last())
+        });
+        asks.count()
+    };
+    assert_eq!(asked(&rig.wait(Duration::from_millis(900))), 0);
+    assert_eq!(asked(&rig.wait(Duration::from_millis(2200))), 3, "once a second");
+    let whole = streamed(peer(1), layout());
+    let out = rig.hear(2, Message::Segment { digest: digest(), size: SIZE, segment: whole.into() });
+    assert!(!pulls(&out).is_empty(), "they came");
 }
