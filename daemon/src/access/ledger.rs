@@ -188,6 +188,12 @@ impl Ledger {
         }
     }
 
+    /// The name under which peers may hear of a blob; none if no peer may.
+    #[must_use]
+    pub fn announced(&self, digest: &Digest) -> Option<Digest> {
+        (self.share(digest) != Share::Nobody).then(|| self.name(digest))
+    }
+
     /// Which peers may have it.
     #[must_use]
     pub fn share(&self, digest: &Digest) -> Share {
@@ -391,6 +397,15 @@ mod tests {
         assert_eq!(both.share(&DIGEST), Share::Groups(vec![key(node("a")), key(node("b"))]));
         both.prove(&DIGEST, Scope::Public, true);
         assert_eq!(both.share(&DIGEST), Share::All);
+    }
+
+    #[test]
+    fn peers_hear_of_what_they_may_have_under_the_name_that_is_for_them_and_of_nothing_else() {
+        assert_eq!(had_under(Scope::Public).announced(&DIGEST), Some(DIGEST));
+        assert_eq!(had_under(node("a")).announced(&DIGEST), Some(key(node("a")).name(&DIGEST)));
+        for unheard_of in [had_under(Scope::Private), Ledger::default()] {
+            assert_eq!(unheard_of.announced(&DIGEST), None);
+        }
     }
 
     #[test]
