@@ -55,6 +55,7 @@ pub(super) struct Fake {
     breaks_at: Option<usize>,
     open_error: Option<OpenError>,
     origin_error: Option<OriginError>,
+    credential_error: Option<CredentialError>,
     /// Questions about tags.
     pub(super) resolved: AtomicU64,
     /// Opened blobs.
@@ -127,6 +128,11 @@ impl Fake {
         self
     }
 
+    pub(super) fn without_credentials(mut self, error: CredentialError) -> Self {
+        self.credential_error = Some(error);
+        self
+    }
+
     /// Pushes succeed, and their drafts lie in this store.
     pub(super) fn taking(mut self, store: Store) -> Self {
         self.store = Some(store);
@@ -178,7 +184,7 @@ impl Content for Fake {
         _upstream: Arc<Upstream>,
         _repository: String,
     ) -> BoxFuture<'static, Result<Scope, CredentialError>> {
-        future::ready(Ok(Scope::Public)).boxed()
+        future::ready(self.credential_error.clone().map_or(Ok(Scope::Public), Err)).boxed()
     }
 
     fn admit(&self, _want: Want) -> BoxFuture<'static, Result<(), OpenError>> {
