@@ -244,9 +244,7 @@ impl Inner {
             None => {}
         }
         target.problem = problem;
-        if !is_push {
-            target.upstream = target.upstream.under(target.scope);
-        }
+        target.upstream = target.upstream.under(target.scope);
         Ok(())
     }
 
