@@ -203,7 +203,13 @@ impl Node {
         let access = &self.shared.parts.access;
         let stored = || self.sealed_size(digest).is_some();
         if access.standing(digest, scope, stored()) == Standing::Ask {
-            self.shared.parts.origin.size(source, digest).await?;
+            let told = self.shared.parts.origin.size(source, digest).await?;
+            let flying = || self.shared.flights.current(digest).and_then(|flight| flight.advance().size);
+            // Nothing but its size shows that the origin means this blob, and not its page for those who must sign in.
+            if let Some(size) = self.sealed_size(digest).or_else(flying).filter(|size| *size != told) {
+                let why = format!("says that a blob of {size} bytes has {told}");
+                return Err(OriginError::Protocol { host: source.upstream.host().to_owned(), why }.into());
+            }
             access.prove(digest, *scope, stored());
         }
         Ok(())
