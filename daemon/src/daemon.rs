@@ -52,6 +52,7 @@ const TASKS_DEADLINE: Duration = Duration::from_secs(3);
 pub struct Daemon {
     config: Config,
     secret: Secret,
+    access: Arc<Ledger>,
     dht: Dht,
     plane: DataPlane,
     registry: Registry,
@@ -170,7 +171,7 @@ impl Daemon {
             rendezvous: Rendezvous::new(dht.own(), &config.bootstrap)?,
             plane: plane.clone(),
             origin: origin.clone(),
-            access,
+            access: Arc::clone(&access),
             metrics: Arc::clone(&metrics),
             limits: Limits::default(),
             sealed_only: config.stream == StreamMode::Sealed,
@@ -220,6 +221,7 @@ impl Daemon {
         Ok(Self {
             config,
             secret,
+            access,
             dht,
             plane,
             registry,
@@ -288,7 +290,8 @@ impl Daemon {
         tracing::info!("ready registry={registry} p2p={p2p} observe={observe}{tls}");
         self.ready.send_replace(true);
         for blob in self.store.list().into_iter().filter(|blob| blob.sealed) {
-            let key = self.secret.blob_key(&blob.digest);
+            let Some(name) = self.access.announced(&blob.digest) else { continue };
+            let key = self.secret.blob_key(&name);
             while !self.dht.provide(key) {
                 tokio::time::sleep(ANNOUNCE_PAUSE).await;
             }

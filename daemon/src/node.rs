@@ -59,6 +59,9 @@ use crate::{
 /// Somebody took the blob away between two looks.
 const REMOVED: OpenError = OpenError::Overloaded("the blob was removed just now");
 
+/// Flights of a blob that a reader boards, one after the other, if those for others fail.
+const BOARDINGS_MAX: usize = 3;
+
 /// A wish for a blob.
 #[derive(Debug, Clone)]
 pub struct Want {
@@ -155,6 +158,7 @@ impl Flights {
     fn renew(&self, digest: Digest, end: Result<(), OpenError>) -> Arc<Flight> {
         let next = Arc::<Flight>::default();
         if let Some(flight) = self.lock().insert(digest, Arc::clone(&next)) {
+            next.ask_as(&flight);
             flight.end(end);
         }
         next
@@ -199,20 +203,21 @@ impl Node {
         let access = &self.shared.parts.access;
         let stored = || self.sealed_size(digest).is_some();
         if access.standing(digest, scope, stored()) == Standing::Ask {
-            self.shared.parts.origin.size(source, digest).await?;
+            let told = self.shared.parts.origin.size(source, digest).await?;
+            let flying = || self.shared.flights.current(digest).and_then(|flight| flight.advance().size);
+            // Nothing but its size shows that the origin means this blob, and not its page for those who must sign in.
+            if let Some(size) = self.sealed_size(digest).or_else(flying).filter(|size| *size != told) {
+                let why = format!("says that a blob of {size} bytes has {told}");
+                return Err(OriginError::Protocol { host: source.upstream.host().to_owned(), why }.into());
+            }
             access.prove(digest, *scope, stored());
         }
         Ok(())
     }
 
     /// [`Self::admit`] was called; but what was not here then may have come under another scope since.
-    fn check(&self, want: &Want) -> Result<(), OpenError> {
-        let stored = self.sealed_size(&want.digest).is_some();
-        let standing = self.shared.parts.access.standing(&want.digest, &want.scope, stored);
-        if want.scope == Scope::Private || standing == Standing::Granted {
-            return Ok(());
-        }
-        Err(OpenError::Overloaded("the blob came under another access scope just now; ask again"))
+    async fn admit_still(&self, want: &Want) -> Result<(), OpenError> {
+        if want.scope == Scope::Private { Ok(()) } else { self.admit(want).await }
     }
 
     /// Opens a blob, if [`Self::admit`] says so: from the store, or by a fetch that this starts or joins. Returns as soon as its size is known and
@@ -234,13 +239,37 @@ impl Node {
     }
 
     async fn open_stored(&self, want: Want, offset: u64, deadline: Duration) -> Result<Blob, OpenError> {
-        let digest = want.digest;
-        if let Some(blob) = self.open_sealed(&want).await? {
-            return Ok(blob);
+        let mut failed = REMOVED;
+        for _ in 0..BOARDINGS_MAX {
+            if let Some(blob) = self.open_sealed(&want).await? {
+                return Ok(blob);
+            }
+            let Some(flight) = self.board(want.clone()).await? else {
+                return self.open_sealed(&want).await?.ok_or(REMOVED);
+            };
+            let is_foreign = !flight.asks_at(&want.source);
+            match self.open_aboard(&want, flight, offset, deadline).await {
+                // That it is not there, or not for whoever asked there, says nothing of where it is wanted from here.
+                Err(error @ OpenError::Origin(OriginError::NotFound { .. } | OriginError::Denied { .. }))
+                    if is_foreign =>
+                {
+                    failed = error;
+                }
+                opened => return opened,
+            }
         }
-        let Some(flight) = self.board(want.clone()).await? else {
-            return self.open_sealed(&want).await?.ok_or(REMOVED);
-        };
+        Err(failed)
+    }
+
+    /// Waits until a flight has what is wanted.
+    async fn open_aboard(
+        &self,
+        want: &Want,
+        flight: Arc<Flight>,
+        offset: u64,
+        deadline: Duration,
+    ) -> Result<Blob, OpenError> {
+        let digest = want.digest;
         let reader = ReaderId(self.shared.readers.fetch_add(1, Ordering::Relaxed));
         let (commands, moves) = (self.shared.commands.clone(), flight.moves());
         let watch = Watch { digest, reader, commands, sealed: self.shared.sealed_only };
@@ -263,7 +292,7 @@ impl Node {
         };
         match layout {
             Some(layout) => Ok(Blob::arriving(flight, watch, layout.size())),
-            None => self.open_sealed(&want).await?.ok_or(REMOVED),
+            None => self.open_sealed(want).await?.ok_or(REMOVED),
         }
     }
 
@@ -302,7 +331,7 @@ impl Node {
         let (shelf, digest) = (&self.shared.shelf, want.digest);
         let sealed = shelf.take(digest).await.map_err(|error| OpenError::Disk(error.to_string()))?;
         if sealed.is_some() {
-            self.check(want)?;
+            self.admit_still(want).await?;
         }
         let verifier = self.shared.parts.verifier.clone();
         Ok(sealed.map(|blob| Blob::sealed(blob, Keeper { verifier, shelf: Arc::clone(shelf), digest })))
@@ -312,7 +341,7 @@ impl Node {
     async fn board(&self, want: Want) -> Result<Option<Arc<Flight>>, OpenError> {
         let digest = want.digest;
         if let Some(flight) = self.shared.flights.current(&digest) {
-            self.check(&want)?;
+            self.admit_still(&want).await?;
             return Ok(Some(flight));
         }
         // Before the flight is entered: whoever waits for its place in the queue may go away, and a flight that is entered
@@ -323,9 +352,11 @@ impl Node {
         };
         let (flight, new) = self.shared.flights.join(digest);
         if !new {
-            self.check(&want)?;
+            drop(place);
+            self.admit_still(&want).await?;
             return Ok(Some(flight));
         }
+        flight.ask_at(&want.source);
         let resumes = self.shared.parts.access.begin(&digest, want.scope);
         // A blob is in the store before its flight is over, so this look cannot miss it.
         if self.sealed_size(&digest).is_some() {

@@ -167,7 +167,7 @@ impl Puller {
         if scope == Scope::Private {
             return Err(PullError::Private(name.clone()));
         }
-        Ok(Target { upstream: Arc::clone(upstream), repository, scope })
+        Ok(Target { upstream: upstream.under(scope), repository, scope })
     }
 
     async fn resolve(&self, target: &Target, reference: &Reference) -> Result<Digest, PullError> {

@@ -63,7 +63,7 @@ pub use self::{
     tls::{CertificateError, RegistryTls},
 };
 use crate::{
-    access::Policy,
+    access::{Policy, Scope},
     metrics::Metrics,
     node::{Node, Want},
     origin::{self, Kind, Listing, Origin, Source, Upstream},
@@ -223,13 +223,28 @@ impl Registry {
 impl Inner {
     /// Finds out under which right a request comes. Where access is private, it is asked as the client itself would ask.
     async fn enter(&self, route: &mut Route, headers: &HeaderMap) -> Result<(), Failure> {
+        let is_push = matches!(route, Route::Push(..));
         let Some(target) = route.target_mut() else { return Ok(()) };
         if target.upstream.access == Policy::Private {
             target.upstream = target.upstream.for_client(origin::credential_of(headers.get(AUTHORIZATION)));
         }
         let scope = self.content.scope(Arc::clone(&target.upstream), target.repository.clone());
-        let scope = timeout(self.answer_deadline, scope).await.map_err(|_| Failure::deadline(self.answer_deadline))?;
-        target.scope = scope.map_err(|error| Failure::unavailable(format!("no credential for the origin: {error}")))?;
+        let problem = match timeout(self.answer_deadline, scope).await {
+            Ok(Ok(scope)) => {
+                target.scope = scope;
+                None
+            }
+            Ok(Err(error)) => Some(format!("no credential for the origin: {error}")),
+            Err(_) => Some(format!("no credential for the origin within {:?}", self.answer_deadline)),
+        };
+        match problem {
+            // Whoever pushes means the node's account.
+            Some(why) if is_push => return Err(Failure::unavailable(why)),
+            Some(_) => target.scope = Scope::Public,
+            None => {}
+        }
+        target.problem = problem;
+        target.upstream = target.upstream.under(target.scope);
         Ok(())
     }
 
@@ -250,6 +265,11 @@ impl Inner {
             // Takes as long as bytes move, and has bounds of its own.
             Route::Push(target, asked) => (target, push::answer(self, target, asked, call).await),
         };
+        // What is public was to be had all the same; for what is not, this is the reason.
+        let response = response.map_err(|failure| match &target.problem {
+            Some(why) if failure.status == StatusCode::NOT_FOUND => Failure::unavailable(why.clone()),
+            _ => failure,
+        });
         if let Some(namespace) = target.namespace.as_deref().and_then(|name| HeaderValue::from_str(name).ok()) {
             let mut answered = response.unwrap_or_else(|failure| failure.response());
             answered.headers_mut().insert(NAMESPACE, namespace);

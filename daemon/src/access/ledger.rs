@@ -22,7 +22,9 @@ use shoal_proto::digest::Digest;
 use super::{GroupKey, Scope};
 
 /// Digests that are kept at most. Those beyond are asked for at the origin each time, and go to no peer.
-const DIGESTS_MAX: usize = 1 << 20;
+const DIGESTS_MAX: usize = if cfg!(test) { 1 << 10 } else { 1 << 20 };
+/// Lines about fetches that begin which one process writes: who asks for what is nowhere must not fill the disk.
+const PARTIAL_LINES_MAX: usize = 1 << 20;
 /// Scopes of one digest.
 const SCOPES_MAX: usize = 8;
 /// Longest line that is read, in bytes: three times what a line can need.
@@ -66,8 +68,11 @@ impl Default for Ledger {
 struct State {
     kept: HashMap<Digest, Kept>,
     flying: HashMap<Digest, Flying>,
+    /// Digests that were not had under any scope: those of fetches that failed or are under way.
+    without_scope: usize,
     /// None: nothing outlives the process.
     journal: Option<File>,
+    partial_lines: usize,
 }
 
 #[derive(Debug, Default)]
@@ -103,14 +108,13 @@ impl Ledger {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
-        let fresh = path.with_extension("new");
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
-        let lines = kept.iter().map(|(digest, kept)| kept.lines(digest)).collect::<String>();
-        file.write_all(lines.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&fresh, path)?;
-        let journal = OpenOptions::new().append(true).open(path)?;
-        let state = State { kept, flying: HashMap::new(), journal: Some(journal) };
+        let journal = rewrite(path, &kept).or_else(|error| {
+            // A full disk is no reason not to serve what is on it.
+            tracing::warn!(%error, path = %path.display(), "the access ledger cannot be written anew");
+            OpenOptions::new().append(true).open(path)
+        });
+        let without_scope = kept.values().filter(|kept| kept.scopes.is_empty()).count();
+        let state = State { kept, without_scope, journal: journal.ok(), ..State::default() };
         Ok(Self { state: Mutex::new(state), ..Self::default() })
     }
 
@@ -188,6 +192,12 @@ impl Ledger {
         }
     }
 
+    /// The name under which peers may hear of a blob; none if no peer may.
+    #[must_use]
+    pub fn announced(&self, digest: &Digest) -> Option<Digest> {
+        (self.share(digest) != Share::Nobody).then(|| self.name(digest))
+    }
+
     /// Which peers may have it.
     #[must_use]
     pub fn share(&self, digest: &Digest) -> Share {
@@ -217,7 +227,9 @@ impl State {
         if kept.scopes.contains(&scope) || kept.scopes.len() >= SCOPES_MAX {
             return;
         }
+        let is_first = kept.scopes.is_empty();
         kept.scopes.push(scope);
+        self.without_scope -= usize::from(is_first);
         self.write(&line("", digest, &scope));
     }
 
@@ -227,13 +239,24 @@ impl State {
             return true;
         }
         kept.partial = Some(scope);
-        self.write(&line(PARTIAL, digest, &scope));
+        if self.partial_lines < PARTIAL_LINES_MAX {
+            self.partial_lines += 1;
+            self.write(&line(PARTIAL, digest, &scope));
+        }
         false
     }
 
     fn entry(&mut self, digest: &Digest) -> Option<&mut Kept> {
-        if self.kept.len() >= DIGESTS_MAX && !self.kept.contains_key(digest) {
-            return None;
+        if !self.kept.contains_key(digest) {
+            if self.kept.len() >= DIGESTS_MAX && self.without_scope > 0 {
+                // They cost what was left of a fetch, at most.
+                self.kept.retain(|_, kept| !kept.scopes.is_empty());
+                self.without_scope = 0;
+            }
+            if self.kept.len() >= DIGESTS_MAX {
+                return None;
+            }
+            self.without_scope += 1;
         }
         Some(self.kept.entry(*digest).or_default())
     }
@@ -263,6 +286,19 @@ fn line(prefix: &str, digest: &Digest, scope: &Scope) -> String {
         Scope::Node(key) => format!("{prefix}node {digest} {}\n", key.to_hex()),
         Scope::Private => format!("{prefix}private {digest}\n"),
     }
+}
+
+/// Writes the ledger with what counts of it, and opens it for more.
+fn rewrite(path: &Path, kept: &HashMap<Digest, Kept>) -> io::Result<File> {
+    let fresh = path.with_extension("new");
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+    let lines = kept.iter().map(|(digest, kept)| kept.lines(digest)).collect::<String>();
+    if let Err(error) = file.write_all(lines.as_bytes()).and_then(|()| file.sync_all()) {
+        fs::remove_file(&fresh).ok();
+        return Err(error);
+    }
+    fs::rename(&fresh, path)?;
+    OpenOptions::new().append(true).open(path)
 }
 
 /// Reads what lines there are. One that was cut off by a crash is as good as lost, and so is one that somebody changed.
@@ -394,6 +430,15 @@ mod tests {
     }
 
     #[test]
+    fn peers_hear_of_what_they_may_have_under_the_name_that_is_for_them_and_of_nothing_else() {
+        assert_eq!(had_under(Scope::Public).announced(&DIGEST), Some(DIGEST));
+        assert_eq!(had_under(node("a")).announced(&DIGEST), Some(key(node("a")).name(&DIGEST)));
+        for unheard_of in [had_under(Scope::Private), Ledger::default()] {
+            assert_eq!(unheard_of.announced(&DIGEST), None);
+        }
+    }
+
+    #[test]
     fn what_an_earlier_fetch_left_is_used_under_its_own_scope_only() {
         let ledger = Ledger::default();
         assert!(!ledger.begin(&DIGEST, Scope::Private), "nobody knows where it came from");
@@ -422,6 +467,41 @@ mod tests {
         assert!(!fs::read_to_string(&path).unwrap().contains(&gone.to_string()));
         use std::os::unix::fs::PermissionsExt as _;
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_ledger_that_cannot_be_written_anew_is_read_and_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("access");
+        fs::write(&path, format!("public {DIGEST}\n")).unwrap();
+        // As on a disk without room.
+        fs::create_dir(path.with_extension("new")).unwrap();
+        let ledger = Ledger::open(&path, |_| true).unwrap();
+        assert_eq!(ledger.share(&DIGEST), Share::All);
+        ledger.prove(&DIGEST, Scope::Private, true);
+        assert_eq!(fs::read_to_string(&path).unwrap(), format!("public {DIGEST}\nprivate {DIGEST}\n"));
+        let nowhere = dir.path().join("access.new/no/access");
+        assert_eq!(Ledger::open(&nowhere, |_| true).unwrap().share(&DIGEST), Share::Nobody);
+    }
+
+    #[test]
+    fn fetches_that_fail_leave_room_for_what_is_had() {
+        let ledger = Ledger::default();
+        let number = |number: usize| {
+            let mut bytes = [0; 32];
+            bytes[..8].copy_from_slice(&number.to_le_bytes());
+            Digest::sha256(bytes)
+        };
+        for at in 0..2 * DIGESTS_MAX {
+            assert!(!ledger.begin(&number(at), Scope::Public));
+            ledger.ended(&number(at));
+        }
+        for at in 0..DIGESTS_MAX {
+            assert!(!ledger.begin(&number(4 * DIGESTS_MAX + at), Scope::Public));
+            ledger.sealed(&number(4 * DIGESTS_MAX + at));
+        }
+        let state = ledger.state();
+        assert_eq!((state.kept.len(), state.without_scope), (DIGESTS_MAX, 0));
     }
 
     #[test]

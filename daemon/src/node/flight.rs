@@ -1,16 +1,18 @@
 //! What readers see of a fetch: which chunks are here, and how it ended.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use shoal_proto::chunk::{ChunkIndex, ChunkSet, Layout};
 use tokio::sync::Notify;
 
 use super::OpenError;
-use crate::store::BlobFile;
+use crate::{origin::Source, store::BlobFile};
 
 /// One fetch, shared by the node's loop, which writes, and all readers of the blob.
 #[derive(Debug, Default)]
 pub(super) struct Flight {
+    /// Where the origin is asked.
+    source: OnceLock<Source>,
     state: Mutex<State>,
     changed: Notify,
 }
@@ -57,6 +59,24 @@ pub struct Advance {
 }
 
 impl Flight {
+    /// Says where the origin is asked; the first word counts.
+    pub(super) fn ask_at(&self, source: &Source) {
+        self.source.get_or_init(|| source.clone());
+    }
+
+    /// Says that the origin is asked where it was for `other`.
+    pub(super) fn ask_as(&self, other: &Self) {
+        if let Some(source) = other.source.get() {
+            self.ask_at(source);
+        }
+    }
+
+    /// Whether the origin is asked there, and as the same client.
+    pub(super) fn asks_at(&self, source: &Source) -> bool {
+        let key = |source: &Source| (source.upstream.cache_key().to_owned(), source.repository.clone(), source.kind);
+        self.source.get().is_none_or(|asked| key(asked) == key(source))
+    }
+
     pub(super) fn sized(&self, layout: Layout, file: BlobFile) {
         let mut state = self.state();
         state.content = Some(Content { layout, file, have: ChunkSet::empty(layout.count()) });

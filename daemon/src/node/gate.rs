@@ -1,10 +1,7 @@
 //! Which peers are let near which blobs: public ones are open to all, those of a credential to peers that prove that they
 //! hold it, private ones to nobody.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-};
+use std::{collections::HashMap, sync::Arc};
 
 use shoal_proto::{
     digest::Digest,
@@ -12,7 +9,7 @@ use shoal_proto::{
     wire::{Join, Message},
 };
 
-use crate::access::{Ledger, Scope, Share};
+use crate::access::{GroupKey, Ledger, Scope, Share};
 
 /// Proofs that are kept for one peer. Blobs beyond it gets from the origin.
 const PROOFS_MAX: usize = 4096;
@@ -33,8 +30,8 @@ struct Shown {
     exporter: [u8; 32],
     /// Not looked at until the digest is asked for: it may be unknown here until then.
     proofs: HashMap<Digest, [u8; 32]>,
-    /// Those that hold. What a proof was good for once it stays good for: keys of a digest are added only.
-    proven: HashSet<Digest>,
+    /// The key of each that held. It is looked at again each time: a fetch that fails takes its key away from a digest.
+    proven: HashMap<Digest, GroupKey>,
 }
 
 impl Gate {
@@ -44,7 +41,7 @@ impl Gate {
 
     /// A connection with a peer begins; `exporter` is key material of its TLS session.
     pub(super) fn connected(&mut self, peer: PeerId, exporter: [u8; 32]) {
-        self.peers.insert(peer, Shown { exporter, proofs: HashMap::new(), proven: HashSet::new() });
+        self.peers.insert(peer, Shown { exporter, proofs: HashMap::new(), proven: HashMap::new() });
     }
 
     pub(super) fn disconnected(&mut self, peer: PeerId) {
@@ -54,9 +51,11 @@ impl Gate {
     /// A peer says that it is entitled to a blob.
     pub(super) fn shown(&mut self, peer: PeerId, digest: Digest, proof: [u8; 32]) {
         let Some(shown) = self.peers.get_mut(&peer) else { return };
-        if shown.proofs.len() < PROOFS_MAX || shown.proofs.contains_key(&digest) {
-            shown.proofs.insert(digest, proof);
+        if shown.proofs.len() >= PROOFS_MAX && !shown.proofs.contains_key(&digest) {
+            // Proofs of blobs that never came here pile up; a connection lasts for weeks. The peer shows anew what it wants.
+            shown.proofs.clear();
         }
+        shown.proofs.insert(digest, proof);
     }
 
     /// Whether a peer may see what is here of a blob; `here` says whether anything is.
@@ -67,19 +66,19 @@ impl Gate {
             Share::Groups(keys) => keys,
         };
         let Some(shown) = self.peers.get_mut(&peer) else { return false };
-        if shown.proven.contains(digest) {
+        if shown.proven.get(digest).is_some_and(|key| keys.contains(key)) {
             return true;
         }
         let Some(proof) = shown.proofs.get(digest) else { return false };
-        let holds = keys.iter().any(|key| key.check(&shown.exporter, peer, digest, proof));
-        if holds {
-            shown.proofs.remove(digest);
-            if shown.proven.len() >= PROOFS_MAX {
-                shown.proven.clear();
-            }
-            shown.proven.insert(*digest);
+        let Some(key) = keys.into_iter().find(|key| key.check(&shown.exporter, peer, digest, proof)) else {
+            return false;
+        };
+        shown.proofs.remove(digest);
+        if shown.proven.len() >= PROOFS_MAX {
+            shown.proven.clear();
         }
-        holds
+        shown.proven.insert(*digest, key);
+        true
     }
 
     /// What has to be said to a peer before it is asked about a blob.
@@ -207,6 +206,30 @@ mod tests {
         assert!(ours.admits(THEM, &DIGEST, false), "there is nothing to see");
         assert!(!ours.ledger.begin(&DIGEST, node("a")));
         assert!(ours.admits(THEM, &DIGEST, true));
+    }
+
+    #[test]
+    fn a_proof_of_a_key_that_a_blob_has_no_more_opens_nothing() {
+        let (mut ours, theirs) = (gate(US, THEM, node("a")), gate(THEM, US, node("a")));
+        show(&theirs, &mut ours);
+        assert!(ours.admits(THEM, &DIGEST, true));
+        // The fetch fails, and the next one is for holders of another credential.
+        ours.ledger.ended(&DIGEST);
+        assert!(!ours.ledger.begin(&DIGEST, node("b")));
+        assert!(!ours.admits(THEM, &DIGEST, true));
+    }
+
+    #[test]
+    fn proofs_of_blobs_that_never_came_leave_room_for_others() {
+        let (mut ours, theirs) = (gate(US, THEM, node("a")), gate(THEM, US, node("a")));
+        for number in 0..PROOFS_MAX {
+            let mut bytes = [9; 32];
+            bytes[..8].copy_from_slice(&number.to_le_bytes());
+            ours.shown(THEM, Digest::sha256(bytes), [0; 32]);
+        }
+        show(&theirs, &mut ours);
+        assert!(ours.admits(THEM, &DIGEST, true));
+        assert!(ours.peers[&THEM].proofs.len() <= PROOFS_MAX);
     }
 
     #[test]

@@ -114,8 +114,11 @@ impl Driver {
     }
 
     /// Whether a peer may see what is here of a blob.
-    fn admits(&mut self, peer: PeerId, digest: &Digest) -> bool {
-        let here = self.jobs.contains_key(digest) || self.parts.store.sealed_size(digest).is_some();
+    pub(super) fn admits(&mut self, peer: PeerId, digest: &Digest) -> bool {
+        // The machine may know what the store has lost: it is served from the open file.
+        let here = self.swarm.knows(digest)
+            || self.jobs.contains_key(digest)
+            || self.parts.store.sealed_size(digest).is_some();
         self.gate.admits(peer, digest, here)
     }
 

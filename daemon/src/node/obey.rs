@@ -43,9 +43,9 @@ impl Driver {
     pub(super) fn obey(&mut self, order: Output) {
         match order {
             Output::Locate { digest } => self.locate(digest),
-            Output::Announce { digest } if self.gate.hides(&digest) => {}
             Output::Announce { digest } => {
-                let key = self.parts.secret.blob_key(&self.gate.name(&digest));
+                let Some(name) = self.parts.access.announced(&digest) else { return };
+                let key = self.parts.secret.blob_key(&name);
                 if !self.parts.dht.provide(key) {
                     tracing::warn!(digest = %digest.short(), "not announced: the DHT's queue is full");
                 }

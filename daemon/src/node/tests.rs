@@ -128,6 +128,16 @@ impl World {
         }
     }
 
+    /// The next wish that readers send to the loop.
+    async fn wanted(&mut self) -> Want {
+        loop {
+            let command = timeout(PATIENCE, self.commands.recv()).await.unwrap().unwrap();
+            if let Command::Want { want, .. } = command {
+                return want;
+            }
+        }
+    }
+
     fn seal(&self) {
         let partial = self.store().create(&self.digest, self.content.len() as u64).unwrap();
         partial.file().write(0, &[self.content.clone().into()]).unwrap();
@@ -184,6 +194,82 @@ async fn a_failed_dial_of_a_connected_peer_does_not_disconnect_it() {
     );
     assert!(out.iter().any(|order| matches!(order, Output::Send { peer, .. } if *peer == contact.peer)), "{out:?}");
     assert!(!out.iter().any(|order| matches!(order, Output::Dial { .. })), "{out:?}");
+}
+
+#[tokio::test]
+async fn private_content_that_the_store_has_lost_goes_to_no_peer_from_the_open_file() {
+    let mut world = world().await;
+    let (digest, peer) = (world.digest, PeerId([3; 32]));
+    assert!(world.driver.admits(peer, &digest), "there is nothing to see");
+    // Of one chunk, which needs no segments.
+    world.driver.swarm(Input::Held { digest, size: 7, segments: Vec::new() });
+    assert!(world.driver.swarm.knows(&digest) && world.store().sealed_size(&digest).is_none());
+    assert!(!world.driver.admits(peer, &digest));
+}
+
+#[tokio::test]
+async fn a_fetch_for_another_repository_that_fails_there_is_begun_anew_for_whoever_joined_it() {
+    let mut world = world().await;
+    let denied = || Err(OpenError::Origin(OriginError::Denied { host: "a.test".to_owned() }));
+    for (repository, anew) in [("elsewhere", true), ("app", false)] {
+        let (flight, _) = world.node.shared.flights.join(world.digest);
+        flight.ask_at(&Source { repository: repository.to_owned(), ..world.want().source });
+        let opened = tokio::spawn({
+            let (node, want) = (world.node.clone(), world.want());
+            async move { node.open(want, 0, PATIENCE).await.map(drop) }
+        });
+        // It is aboard as soon as it has the flight.
+        while Arc::strong_count(&flight) < 3 {
+            tokio::task::yield_now().await;
+        }
+        world.node.shared.flights.end(&world.digest, denied());
+        if anew {
+            assert_eq!(world.wanted().await.source.repository, "app");
+            world.node.shared.flights.end(&world.digest, denied());
+        }
+        assert!(matches!(opened.await.unwrap(), Err(OpenError::Origin(OriginError::Denied { .. }))));
+        let more = std::iter::from_fn(|| world.commands.try_recv().ok());
+        assert!(!more.into_iter().any(|command| matches!(command, Command::Want { .. })), "nothing more is wanted");
+    }
+}
+
+/// A wish at an origin that says once that every blob has this size.
+async fn answered(world: &World, size: usize) -> (Want, impl Future<Output = ()>) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let upstream = Upstream::new(UpstreamSettings::new("a.test", url.parse().unwrap())).unwrap();
+    let source = Source { upstream: Arc::new(upstream), ..world.want().source };
+    let answer = async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        assert!(stream.read(&mut [0; 4096]).await.unwrap() > 0);
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+    };
+    (Want { source, ..world.want() }, answer)
+}
+
+#[tokio::test]
+async fn an_origin_that_says_yes_to_everything_opens_nothing() {
+    let world = world().await;
+    world.seal();
+    for (size, admitted) in [(1234, false), (world.content.len(), true)] {
+        let (want, answer) = answered(&world, size).await;
+        let (answer_of_node, ()) = tokio::join!(world.node.admit(&want), answer);
+        assert_eq!(answer_of_node.is_ok(), admitted, "{answer_of_node:?}");
+        let share = world.node.shared.parts.access.share(&world.digest);
+        assert_eq!(share == crate::access::Share::All, admitted);
+    }
+}
+
+#[tokio::test]
+async fn what_came_under_another_scope_meanwhile_is_asked_for_at_the_origin_and_not_refused() {
+    let world = world().await;
+    let (want, answer) = answered(&world, world.content.len()).await;
+    let (flight, _) = world.node.shared.flights.join(world.digest);
+    assert!(!world.node.shared.parts.access.begin(&world.digest, Scope::Private));
+    let (boarded, ()) = tokio::join!(world.node.board(want), answer);
+    assert!(Arc::ptr_eq(&boarded.unwrap().unwrap(), &flight));
 }
 
 #[tokio::test]

@@ -73,19 +73,41 @@ impl Upstream {
             Policy::Public => Ok(Scope::Public),
             Policy::Private => Ok(Scope::Private),
             Policy::Node => {
-                let credential = self.account().find(repository).await?;
+                // What a mirror gives to a credential of its own is for everybody as little.
+                for upstream in std::iter::once(self).chain(&self.mirrors) {
+                    if let Some(credential) = upstream.account().find(repository).await? {
+                        return Ok(Scope::Node(GroupKey::derive(secret, &upstream.name, &credential)));
+                    }
+                }
                 // Without one, the origin gives what it gives to anybody.
-                Ok(credential
-                    .map_or(Scope::Public, |credential| Scope::Node(GroupKey::derive(secret, &self.name, &credential))))
+                Ok(Scope::Public)
             }
         }
+    }
+
+    /// This upstream, asked for what is had under a scope. What is to be everybody's is asked for without any credential,
+    /// even if one turns up meanwhile.
+    #[must_use]
+    pub fn under(self: &Arc<Self>, scope: Scope) -> Arc<Self> {
+        if scope != Scope::Public || self.access != Policy::Node {
+            return Arc::clone(self);
+        }
+        self.known(Who::of(None), || {
+            let nobody = || Credentials::fixed(None);
+            let mirrors = self.mirrors.iter().map(|mirror| mirror.asked_by(nobody(), Vec::new())).collect();
+            self.asked_by(nobody(), mirrors)
+        })
     }
 
     /// This upstream, asked with this credential and no other. Mirrors are left out: a client's password is for the registry
     /// that the client knows.
     #[must_use]
     pub fn for_client(&self, credential: Option<Credential>) -> Arc<Self> {
-        let who = Who::of(credential.as_ref());
+        self.known(Who::of(credential.as_ref()), || self.asked_by(Credentials::fixed(credential), Vec::new()))
+    }
+
+    /// The upstream as it is for this client; made if the client is new.
+    fn known(&self, who: Who, make: impl FnOnce() -> Self) -> Arc<Self> {
         let mut clients = self.clients.0.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         if let Some((used, client)) = clients.get_mut(&who) {
@@ -97,12 +119,12 @@ impl Upstream {
         {
             clients.remove(&oldest);
         }
-        let client = Arc::new(self.asked_by(Credentials::fixed(credential)));
+        let client = Arc::new(make());
         clients.insert(who, (now, Arc::clone(&client)));
         client
     }
 
-    fn asked_by(&self, credentials: Credentials) -> Self {
+    fn asked_by(&self, credentials: Credentials, mirrors: Vec<Self>) -> Self {
         Self {
             account: Account::new(credentials, self.name.clone()),
             name: self.name.clone(),
@@ -118,9 +140,9 @@ impl Upstream {
             challenge: Mutex::new(None),
             tokens: Tokens::default(),
             memory: Arc::clone(&self.memory),
-            mirrors: Vec::new(),
+            mirrors,
             clients: Clients::default(),
-            is_mirror: false,
+            is_mirror: self.is_mirror,
         }
     }
 }
@@ -167,6 +189,33 @@ mod tests {
         assert_eq!(scope(Policy::Node, None).await, Scope::Public);
         assert_eq!(scope(Policy::Public, None).await, Scope::Public);
         assert_eq!(scope(Policy::Private, Some(robot)).await, Scope::Private);
+    }
+
+    #[tokio::test]
+    async fn what_a_mirror_gives_to_its_own_credential_is_not_for_everybody() {
+        let mut upstream = upstream(Policy::Node, None);
+        let settings = UpstreamSettings {
+            credentials: Credentials::fixed(Some(basic("robot", "word"))),
+            ..UpstreamSettings::new("mirror.test", "https://mirror.test".parse().unwrap())
+        };
+        upstream.mirrors.push(Upstream { is_mirror: true, ..Upstream::new(settings).unwrap() });
+        let key = GroupKey::derive(&Secret::none(), "mirror.test", &basic("robot", "word"));
+        assert_eq!(upstream.scope(&Secret::none(), "team/x").await.unwrap(), Scope::Node(key));
+        // If it is asked for everybody all the same, it is asked as anybody would.
+        let open = Arc::new(upstream).under(Scope::Public);
+        assert!(!open.mirrors[0].is_registry());
+        assert_eq!(open.mirrors[0].account().find("team/x").await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn what_is_to_be_everybodys_is_asked_for_without_the_credential_that_turned_up_meanwhile() {
+        let upstream = Arc::new(upstream(Policy::Node, Some(basic("robot", "word"))));
+        let open = upstream.under(Scope::Public);
+        assert_eq!(open.account().find("team/x").await.unwrap(), None);
+        assert!(Arc::ptr_eq(&open, &upstream.under(Scope::Public)), "it keeps its tokens");
+        assert_ne!(open.cache_key(), upstream.cache_key());
+        let key = GroupKey::derive(&Secret::none(), "a.test", &basic("robot", "word"));
+        assert!(Arc::ptr_eq(&upstream, &upstream.under(Scope::Node(key))));
     }
 
     #[tokio::test]

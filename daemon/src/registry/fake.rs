@@ -23,8 +23,8 @@ use crate::{
     access::Scope,
     credentials::CredentialError,
     node::{OpenError, Want},
-    origin::{Kind, List, OriginError, Push, Pushed, Resolved, Source, Upstream, warning},
-    store::Draft,
+    origin::{Kind, List, OriginError, Payload, Push, Pushed, Resolved, Source, Upstream, warning},
+    store::{Draft, Store},
 };
 
 /// Bytes in each item of a body, so that bodies come in several.
@@ -55,6 +55,7 @@ pub(super) struct Fake {
     breaks_at: Option<usize>,
     open_error: Option<OpenError>,
     origin_error: Option<OriginError>,
+    credential_error: Option<CredentialError>,
     /// Questions about tags.
     pub(super) resolved: AtomicU64,
     /// Opened blobs.
@@ -67,6 +68,10 @@ pub(super) struct Fake {
     pub(super) listed: AtomicU64,
     /// Requests of uploads.
     pub(super) pushed: AtomicU64,
+    /// Where drafts lie, if pushes succeed.
+    store: Option<Store>,
+    /// Pushes that were kept.
+    pub(super) kept: AtomicU64,
     /// While it is set, the origin cannot be asked.
     pub(super) down: AtomicBool,
 }
@@ -123,6 +128,17 @@ impl Fake {
         self
     }
 
+    pub(super) fn without_credentials(mut self, error: CredentialError) -> Self {
+        self.credential_error = Some(error);
+        self
+    }
+
+    /// Pushes succeed, and their drafts lie in this store.
+    pub(super) fn taking(mut self, store: Store) -> Self {
+        self.store = Some(store);
+        self
+    }
+
     pub(super) fn shared(self) -> Arc<Self> {
         Arc::new(self)
     }
@@ -141,6 +157,19 @@ fn index(manifest: &[u8]) -> Resolved {
     }
 }
 
+fn taken() -> Pushed {
+    Pushed {
+        status: hyper::StatusCode::CREATED,
+        location: None,
+        last: None,
+        chunk_min_length: None,
+        digest: None,
+        subject: None,
+        code: None,
+        warnings: Vec::new(),
+    }
+}
+
 fn unknown(host: &str) -> OriginError {
     OriginError::NotFound { host: host.to_owned() }
 }
@@ -155,7 +184,7 @@ impl Content for Fake {
         _upstream: Arc<Upstream>,
         _repository: String,
     ) -> BoxFuture<'static, Result<Scope, CredentialError>> {
-        future::ready(Ok(Scope::Public)).boxed()
+        future::ready(self.credential_error.clone().map_or(Ok(Scope::Public), Err)).boxed()
     }
 
     fn admit(&self, _want: Want) -> BoxFuture<'static, Result<(), OpenError>> {
@@ -182,7 +211,7 @@ impl Content for Fake {
     }
 
     fn size(&self, source: Source, digest: Digest) -> BoxFuture<'static, Result<u64, OriginError>> {
-        assert_eq!(source.kind, Kind::Blob, "manifests are small enough to be opened");
+        assert!(source.kind == Kind::Blob || self.store.is_some(), "manifests are small enough to be opened");
         self.sized.fetch_add(1, Relaxed);
         if let Some(error) = self.origin_error.clone() {
             return self.say(Err(error));
@@ -215,15 +244,26 @@ impl Content for Fake {
 
     fn push(&self, push: Push) -> BoxFuture<'static, Result<Pushed, OriginError>> {
         self.pushed.fetch_add(1, Relaxed);
+        if self.store.is_some() {
+            return async move {
+                if let Payload::Stream(body, _) = push.payload {
+                    body.for_each(|_| future::ready(())).await;
+                }
+                Ok(taken())
+            }
+            .boxed();
+        }
         let host = push.upstream.name.clone();
         self.say(Err(self.origin_error.clone().unwrap_or(OriginError::NotFound { host })))
     }
 
     fn draft(&self) -> BoxFuture<'static, Result<Draft, OpenError>> {
-        self.say(Err(OpenError::Disk(String::from("no disk"))))
+        let no_disk = || OpenError::Disk(String::from("no disk"));
+        self.say(self.store.as_ref().ok_or_else(no_disk).and_then(|store| store.draft().map_err(|_| no_disk())))
     }
 
     fn keep(&self, _draft: Draft, _want: Want) -> BoxFuture<'static, Result<(), OpenError>> {
-        self.say(Err(OpenError::Disk(String::from("no disk"))))
+        self.kept.fetch_add(1, Relaxed);
+        self.say(Ok(()))
     }
 }

@@ -21,7 +21,7 @@ use hyper::{
     header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, RANGE, WARNING},
 };
 use shoal_proto::digest::Digest;
-use tokio::time::timeout;
+use tokio::{task::spawn_blocking, time::timeout};
 use url::form_urlencoded;
 
 pub(super) use self::{asked::Asked, uploads::Uploads};
@@ -40,6 +40,7 @@ use super::{
     route::Target,
 };
 use crate::{
+    access::Scope,
     node::Want,
     origin::{Kind, OriginError, Payload, Push, Pushed, Step},
     store::Draft,
@@ -141,7 +142,7 @@ async fn begin(
             if let Some(draft) = kept.take().await
                 && let Some(digest) = digest
             {
-                keep(inner, draft, target.want(&digest, Kind::Blob)).await;
+                keep(inner, draft, target.want(&digest, Kind::Blob), call.headers).await;
             }
             // Of a mount the client knows the digest, or the origin says it.
             let content = digest.or(asked.mount()).or(pushed.digest);
@@ -202,13 +203,21 @@ async fn payload(inner: &Inner, call: &mut Call<'_>, kept: &Kept) -> Payload {
     Payload::Stream(pieces, length)
 }
 
-/// Keeps what was pushed. It is no failure of the push if that fails.
-async fn keep(inner: &Inner, draft: Draft, want: Want) {
+/// Keeps what was pushed by a request with these headers. It is no failure of the push if that fails.
+async fn keep(inner: &Inner, draft: Draft, want: Want, headers: &HeaderMap) {
     let digest = want.digest;
-    let kept = inner.content.keep(draft, want);
+    // What went in by the client's own account is perhaps not for whoever this node would show it to.
+    let is_foreign = want.scope != Scope::Private && headers.contains_key(AUTHORIZATION);
+    let content = Arc::clone(&inner.content);
     // Goes on when the client goes away, or has waited long enough.
     let task = tokio::spawn(async move {
-        if let Err(error) = kept.await {
+        if is_foreign && let Err(error) = content.size(want.source.clone(), digest).await {
+            tracing::info!(%digest, %error, "pushed by a client's own account and not kept here: this node cannot have it");
+            // Its file is deleted, which may take a while.
+            spawn_blocking(move || drop(draft)).await.ok();
+            return;
+        }
+        if let Err(error) = content.keep(draft, want).await {
             tracing::warn!(%digest, %error, "pushed, but not kept here");
         }
     });

@@ -42,6 +42,8 @@ pub(super) struct Target {
     pub(super) namespace: Option<String>,
     /// Under which right it is asked for. As long as nobody has looked, the one that opens least.
     pub(super) scope: Scope,
+    /// Why it is asked for without this node's credential, if it should have been with it.
+    pub(super) problem: Option<String>,
 }
 
 impl Route {
@@ -154,7 +156,7 @@ impl Upstreams {
             (Some(_), Some(_)) => None,
         };
         let upstream = Arc::clone(upstream.ok_or_else(unknown_registry)?);
-        Ok(Target { upstream, repository: String::new(), namespace, scope: Scope::Private })
+        Ok(Target { upstream, repository: String::new(), namespace, scope: Scope::Private, problem: None })
     }
 
     /// The upstream of exactly this name.
@@ -190,7 +192,7 @@ fn target(upstream: &Arc<Upstream>, repository: &str, namespace: Option<String>)
         return Err(bad_name());
     }
     let repository = name::at_upstream(&upstream.name, repository);
-    Ok(Target { upstream: Arc::clone(upstream), repository, namespace, scope: Scope::Private })
+    Ok(Target { upstream: Arc::clone(upstream), repository, namespace, scope: Scope::Private, problem: None })
 }
 
 fn bad_name() -> Failure {

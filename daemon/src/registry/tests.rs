@@ -14,7 +14,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{fake::Fake, *};
-use crate::{node::OpenError, origin::OriginError};
+use crate::{credentials::CredentialError, node::OpenError, origin::OriginError};
 
 const BLOB: &[u8] = b"The quick brown fox jumps over the lazy dog";
 const INDEX: &[u8] = br#"{"schemaVersion":2,"manifests":[]}"#;
@@ -496,4 +496,17 @@ async fn after_the_grace_what_is_left_is_cut() {
     served.await.unwrap();
     assert_eq!(registry.inner.metrics.client_connections.get(), 0);
     assert!(TcpStream::connect(address).await.is_err());
+}
+
+#[tokio::test]
+async fn a_broken_credential_helper_costs_nothing_but_what_it_has_the_credential_for() {
+    let broken = || CredentialError { place: String::from("helper x"), problem: String::from("it failed") };
+    let front = Front::new(Fake::default().with_content(BLOB).without_credentials(broken())).await;
+    assert_eq!(front.get(&blob_path()).await.body, BLOB, "what is public");
+    let secret = Fake::default().without_credentials(broken());
+    let denied = OriginError::Denied { host: String::from("docker.io") };
+    let front = Front::new(secret.refusing(OpenError::Origin(denied))).await;
+    let reply = front.get(&blob_path()).await;
+    assert_eq!(reply.status, 503);
+    assert!(reply.message().contains("helper x: it failed"), "{}", reply.message());
 }

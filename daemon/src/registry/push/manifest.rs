@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Limited};
 use hyper::{
-    Response, StatusCode,
+    HeaderMap, Response, StatusCode,
     header::{CONTENT_TYPE, LOCATION},
 };
 use shoal_proto::digest::{Algorithm, Digest};
@@ -24,7 +24,10 @@ use super::{
     },
     Asked, Call, Received, SUBJECT, empty, keep, odd, put, refused, request, send, warn,
 };
-use crate::origin::{Kind, Payload, Step};
+use crate::{
+    node::Want,
+    origin::{Kind, Payload, Step},
+};
 
 /// How long a manifest may take to come in.
 const READ_PATIENCE: Duration = Duration::from_secs(60);
@@ -74,7 +77,7 @@ pub(super) async fn answer(
         return Err(odd(target, "it took the manifest for another"));
     }
     if servable {
-        keep_document(inner, target, bytes, &digest).await;
+        keep_document(inner, target.want(&digest, Kind::Manifest), bytes, call.headers).await;
     }
     let mut response = empty(StatusCode::CREATED);
     put(&mut response, LOCATION, &asked.path(target, &format!("manifests/{written}")));
@@ -114,12 +117,12 @@ fn check(bytes: &[u8], told: Option<&str>) -> Result<bool, Failure> {
     }
 }
 
-async fn keep_document(inner: &Inner, target: &Target, bytes: Bytes, digest: &Digest) {
+async fn keep_document(inner: &Inner, want: Want, bytes: Bytes, headers: &HeaderMap) {
     let kept = super::Kept::default();
     kept.begin(&inner.content).await;
     kept.add(bytes).await;
     if let Some(draft) = kept.take().await {
-        keep(inner, draft, target.want(digest, Kind::Manifest)).await;
+        keep(inner, draft, want, headers).await;
     }
 }
 

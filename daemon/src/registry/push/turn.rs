@@ -58,7 +58,7 @@ impl Turn<'_> {
         if brings && sent.as_ref().map_or(true, |pushed| !pushed.status.is_success()) {
             state.kept.give_up().await;
         }
-        self.answered(state, before, &sent?).await
+        self.answered(state, before, &sent?, call.headers).await
     }
 
     /// Takes the origin's answer in. `before` is how much it had then.
@@ -67,6 +67,7 @@ impl Turn<'_> {
         state: &mut State,
         before: Option<u64>,
         pushed: &Pushed,
+        headers: &HeaderMap,
     ) -> Result<Response<Body>, Failure> {
         if let Some(location) = &pushed.location {
             state.location = location.clone();
@@ -75,7 +76,7 @@ impl Turn<'_> {
             StatusCode::CREATED => {
                 self.inner.uploads.remove(self.id);
                 if let (Some(draft), Some(digest)) = (state.kept.take().await, self.digest) {
-                    keep(self.inner, draft, self.target.want(&digest, Kind::Blob)).await;
+                    keep(self.inner, draft, self.target.want(&digest, Kind::Blob), headers).await;
                 }
                 Ok(created(self.asked, self.target, pushed, self.digest))
             }

@@ -62,3 +62,24 @@ async fn a_push_that_makes_no_sense_is_refused_without_asking_anybody() {
         assert_eq!(front.fake.pushed.load(Relaxed), 0, "{method} {path}");
     }
 }
+
+#[tokio::test]
+async fn what_a_client_pushes_by_its_own_account_is_kept_only_if_this_node_may_have_it_too() {
+    let manifest = ("PUT", String::from("/v2/registry.test:5000/x/manifests/v1"), INDEX);
+    let blob = ("POST", format!("/v2/registry.test:5000/x/blobs/uploads/?digest={}", digest(BLOB)), BLOB);
+    for (method, path, body) in [manifest, blob] {
+        for (account, given, kept) in
+            [("", false, 1), ("Authorization: Basic YTpi\r\n", false, 0), ("Authorization: Basic YTpi\r\n", true, 1)]
+        {
+            let directory = tempfile::tempdir().unwrap();
+            let fake = Fake::default().taking(crate::store::Store::open(directory.path()).unwrap());
+            // Content that it has is what the origin gives to this node.
+            let front = Front::with(if given { fake.with_content(body) } else { fake }, pushing).await;
+            let head = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{account}");
+            let head = format!("{head}Content-Type: {OCI_INDEX}\r\nContent-Length: {}\r\n\r\n", body.len());
+            let reply = front.raw(&[head.as_bytes(), body].concat()).await;
+            assert!(reply.starts_with(b"HTTP/1.1 201"), "{}", String::from_utf8_lossy(&reply));
+            assert_eq!(front.fake.kept.load(Relaxed), kept, "{method} {account} {given}");
+        }
+    }
+}
