@@ -9,6 +9,7 @@ use std::{
 };
 
 use libp2p::identity::{Keypair, PublicKey, ed25519};
+use sha2::{Digest as _, Sha256};
 use shoal_proto::{claim::Signature, peer::PeerId};
 
 /// A key file is 68 bytes; whatever is much larger is not one.
@@ -91,6 +92,15 @@ impl Identity {
         // Ed25519 signatures are 64 bytes; libp2p hands them out as a vector.
         signature.copy_from_slice(&self.secret.sign(message));
         Signature(signature)
+    }
+
+    /// A key for `purpose` that nobody else has, the same in each process of this node.
+    #[must_use]
+    pub(crate) fn derive(&self, purpose: &[u8]) -> [u8; 32] {
+        let mut hash = Sha256::new();
+        hash.update(purpose);
+        hash.update(self.secret.secret());
+        hash.finalize().into()
     }
 
     fn new(secret: ed25519::Keypair) -> Self {

@@ -15,6 +15,7 @@ mod limits;
 mod peers;
 mod pull;
 mod reply;
+mod reset;
 mod session;
 mod socket;
 mod tls;

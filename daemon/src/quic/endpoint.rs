@@ -111,7 +111,7 @@ impl Inner {
         limits::bound_incoming(&mut server);
         let socket = CappedSocket::new(socket::bind(listen).map_err(io)?, &TokioRuntime).map_err(io)?;
         let endpoint = Endpoint::new_with_abstract_socket(
-            limits::endpoint()?,
+            limits::endpoint(&identity)?,
             Some(server),
             Arc::new(socket),
             Arc::new(TokioRuntime),

@@ -4,6 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
+use super::reset;
+use crate::identity::Identity;
+
 /// Largest UDP payload that is tried, in bytes: a jumbo frame of 9000 bytes with an IPv6 header. Path-MTU discovery
 /// finds what the network really takes.
 pub(super) const MTU_BOUND: u16 = 8952;
@@ -78,8 +81,8 @@ pub(super) fn widen(connection: &quinn::Connection) {
 }
 
 /// Parameters of the endpoint: datagrams up to [`MTU_BOUND`] are taken.
-pub(super) fn endpoint() -> Result<EndpointConfig, quinn::ConfigError> {
-    let mut config = EndpointConfig::default();
+pub(super) fn endpoint(identity: &Identity) -> Result<EndpointConfig, quinn::ConfigError> {
+    let mut config = reset::endpoint(identity);
     config.max_udp_payload_size(MTU_BOUND)?;
     Ok(config)
 }
