@@ -223,9 +223,9 @@ impl OriginDouble {
         self.shelf().rules.push(Rule { path: path.to_owned(), times, every: 1, seen: 0, fault });
     }
 
-    /// One such request of every `every` meets it, the first to begin with.
-    pub fn misbehave_every(&self, path: &str, every: u64, fault: Fault) {
-        self.shelf().rules.push(Rule { path: path.to_owned(), times: u64::MAX, every, seen: 0, fault });
+    /// One such request of every `every` meets it, the first to begin with, until `times` have.
+    pub fn misbehave_every(&self, path: &str, every: u64, times: u64, fault: Fault) {
+        self.shelf().rules.push(Rule { path: path.to_owned(), times, every, seen: 0, fault });
     }
 
     /// No more faults.
