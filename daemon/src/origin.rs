@@ -399,7 +399,6 @@ fn note_ranges(source: &Source, reply: &Reply, asked: Option<(u64, Option<u64>)>
     if source.kind != Kind::Blob {
         return;
     }
-    reply.memory.served_blob(&reply.host);
     let Some((from, end)) = asked else { return };
     match reply.response.status() {
         StatusCode::PARTIAL_CONTENT => reply.memory.answered_range(&reply.host, true, Instant::now()),

@@ -233,6 +233,7 @@ impl Swarm {
             Input::Located { digest, .. }
             | Input::Holders { digest, .. }
             | Input::OriginOpened { digest, .. }
+            | Input::OriginIgnoresRanges { digest }
             | Input::OriginChunk { digest, .. }
             | Input::OriginEnded { digest, .. }
             | Input::Hashed { digest, .. }

@@ -440,6 +440,7 @@ const fn kind(input: &Input) -> u64 {
         | Input::Asked { .. }
         | Input::Pulled { .. }
         | Input::OriginOpened { .. }
+        | Input::OriginIgnoresRanges { .. }
         | Input::OriginProgress { .. }
         | Input::OriginChunk { .. }
         | Input::OriginEnded { .. }

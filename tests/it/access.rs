@@ -179,3 +179,29 @@ async fn knowing_a_digest_opens_nothing_under_another_registrys_name() {
     assert_eq!((answer.status().as_u16(), answer.bytes().await.unwrap()), (200, layer.bytes.clone()));
     assert_eq!(open.blob_bytes(), 0, "only asked whether it is there");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn public_content_is_asked_for_without_a_credential_and_goes_to_every_node() {
+    const PUBLIC: &str = "access = \"public\"\n";
+    let mut site = Site::new(2105).await;
+    site.origin.require(Auth::Open);
+    let accounts = site.directory.path().join("config.json");
+    std::fs::write(&accounts, r#"{"auths":{"origin.test":{"auth":"cm9ib3Q6d29yZA=="}}}"#).unwrap();
+    let url = site.origin.url();
+    let config = format!(
+        "credential_files = [\"{}\"]\n[upstreams.\"origin.test\"]\nurl = \"{url}\"\n{PUBLIC}",
+        accounts.display()
+    );
+    let first = site.node_with(&config, &[]).await;
+    let second = site.node(PUBLIC, &[&first]).await;
+    let layer = site.layer().clone();
+    for node in [&first, &second] {
+        assert_eq!(node.get(&manifest_path("v1")).send().await.unwrap().status(), 200);
+        pull(node, &layer).await;
+    }
+    assert_eq!(site.blob_gets(), 1, "the second got it from the first\n{}", second.log());
+    assert!(site.origin.requests().iter().all(|request| !request.headers.contains_key("authorization")));
+    // A node with an account gets it, too, whoever sends it.
+    let third = site.node(ACCOUNT, &[&first, &second]).await;
+    pull(&third, &layer).await;
+}

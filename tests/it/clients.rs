@@ -103,7 +103,25 @@ async fn containerd_pulls_images_in_docker_format_and_with_plain_and_zstd_layers
     stage.registry.forget();
     for tag in ["docker", "plain", "zstd"] {
         stage.containerd.pull(&tagged(tag)).await.expect_ok();
+        stage.containerd.cri_pull(&tagged(tag), None).await.unwrap();
     }
+    stage.containerd.pull_with(&tagged("v1"), &["--all-platforms"]).await.expect_ok();
+    for blob in stage.image.blobs() {
+        let gets = stage.registry.blob_gets();
+        assert_eq!(gets.iter().filter(|get| get.path.contains(&blob.digest)).count(), 1, "{gets:?}");
+    }
+    let accesses = stage.registry.accesses();
+    assert!(accesses.iter().all(|access| !access.agent.contains("containerd")), "{accesses:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn containerd_pulls_by_the_daemons_address_with_nothing_configured() {
+    if !available(&CONTAINERD, true) {
+        return;
+    }
+    let stage = Stage::set(713).await;
+    let name = format!("{}/origin.test/{REPOSITORY}:v1", stage.daemon.registry());
+    stage.containerd.pull(&name).await.expect_ok();
     let accesses = stage.registry.accesses();
     assert!(accesses.iter().all(|access| !access.agent.contains("containerd")), "{accesses:?}");
 }

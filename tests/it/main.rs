@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod access;
+mod checks;
 mod clients;
 mod config;
 mod conformance;

@@ -2,6 +2,9 @@
 
 #![allow(clippy::print_stdout, reason = "a failed test shall tell which row it was at")]
 
+use std::os::unix::fs::PermissionsExt;
+
+use serde_json::json;
 use shoal_tests::{
     daemon::{Daemon, client},
     image::{Blob, Image, ImageSpec},
@@ -33,12 +36,23 @@ impl Stage {
         password: Option<&str>,
         environment: &[(&str, &str)],
     ) -> Self {
+        Self::set_by(row, seed, layers, |double| double.config(password), environment).await
+    }
+
+    /// With this configuration for the daemon.
+    async fn set_by(
+        row: &'static Row,
+        seed: u64,
+        layers: &[u64],
+        config: impl FnOnce(&RegistryDouble) -> String,
+        environment: &[(&str, &str)],
+    ) -> Self {
         println!("registry {}", row.name);
         let image = ImageSpec::new(seed, layers).one_platform().build();
         let double = RegistryDouble::start(row, &image).await;
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("shoal.toml");
-        std::fs::write(&file, double.config(password)).unwrap();
+        std::fs::write(&file, config(&double)).unwrap();
         let mut settings = settings("").with("--config").with(file.display().to_string());
         settings.upstreams.clear();
         settings.environment.push(("HTTPS_PROXY".to_owned(), double.proxy()));
@@ -214,6 +228,67 @@ async fn a_registry_that_wants_to_be_left_alone_is_asked_once_and_clients_fall_b
     }
     let asked = stage.double.asked();
     assert_eq!(asked.iter().filter(|asked| asked.served.path.contains("/library/")).count(), 1);
+}
+
+/// All of the image.
+async fn pull(stage: &Stage) {
+    stage.manifest("v1", &stage.image.index).await;
+    for blob in stage.image.native().blobs() {
+        stage.blob(blob).await;
+    }
+    stage.assert_silent();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_identity_token_of_a_docker_file_is_the_refresh_token() {
+    let row = registry("team.azurecr.io");
+    let token = row.account.as_ref().unwrap().secret.text();
+    let file = json!({ "auths": { row.name: { "auth": "", "identitytoken": token } } });
+    pull(&Stage::set_by(row, 870, &[MIB], |double| double.config_with_file(&file), &[]).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_token_of_a_docker_file_is_shown_as_it_is_and_no_token_server_is_asked() {
+    let row = registry("ghcr.io");
+    let config = |double: &RegistryDouble| {
+        double.config_with_file(&json!({ "auths": { row.name: { "registrytoken": double.token() } } }))
+    };
+    let stage = Stage::set_by(row, 871, &[MIB], config, &[]).await;
+    pull(&stage).await;
+    assert!(stage.double.asked().iter().all(|asked| asked.served.path != "/token"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_of_a_credential_helper_that_ran_out_is_asked_for_anew() {
+    let row = registry("123456789012.dkr.ecr.eu-west-1.amazonaws.com");
+    let account = row.account.as_ref().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let (helper, runs) = (directory.path().join("docker-credential-ecr-login"), directory.path().join("runs"));
+    let password = directory.path().join("password");
+    std::fs::write(&password, account.secret.text()).unwrap();
+    let script = format!(
+        r#"#!/bin/sh
+read -r registry
+echo "$1 $registry" >> '{}'
+printf '{{"ServerURL":"%s","Username":"%s","Secret":"%s"}}' "$registry" '{}' "$(cat '{}')"
+"#,
+        runs.display(),
+        account.user,
+        password.display()
+    );
+    std::fs::write(&helper, script).unwrap();
+    std::fs::set_permissions(&helper, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:/usr/bin:/bin", directory.path().display());
+    let file = json!({ "credHelpers": { row.name: "ecr-login" } });
+    let stage =
+        Stage::set_by(row, 872, &[MIB], |double| double.config_with_file(&file), &[("PATH", path.as_str())]).await;
+    stage.manifest("v1", &stage.image.index).await;
+    // Twelve hours later.
+    std::fs::write(&password, "ecr-password-of-the-next-twelve-hours").unwrap();
+    stage.double.rotate("ecr-password-of-the-next-twelve-hours");
+    pull(&stage).await;
+    let runs = std::fs::read_to_string(&runs).unwrap();
+    assert_eq!(runs, format!("get {}\n", row.name).repeat(2), "asked again once, and then kept");
 }
 
 #[tokio::test(flavor = "multi_thread")]

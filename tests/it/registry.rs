@@ -3,6 +3,7 @@
 mod faults;
 mod ranges;
 mod refusals;
+mod storm;
 
 use shoal_tests::{
     daemon::{Daemon, client},

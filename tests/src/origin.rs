@@ -52,6 +52,10 @@ pub struct Rule {
     pub path: String,
     /// How many requests; then the rule is used up.
     pub times: u64,
+    /// Only each so-manieth request that it covers, beginning with the first.
+    pub every: u64,
+    /// How many it has covered.
+    pub seen: u64,
     /// What happens.
     pub fault: Fault,
 }
@@ -216,7 +220,12 @@ impl OriginDouble {
 
     /// The next `times` such requests meet it.
     pub fn misbehave_times(&self, path: &str, times: u64, fault: Fault) {
-        self.shelf().rules.push(Rule { path: path.to_owned(), times, fault });
+        self.shelf().rules.push(Rule { path: path.to_owned(), times, every: 1, seen: 0, fault });
+    }
+
+    /// One such request of every `every` meets it, the first to begin with, until `times` have.
+    pub fn misbehave_every(&self, path: &str, every: u64, times: u64, fault: Fault) {
+        self.shelf().rules.push(Rule { path: path.to_owned(), times, every, seen: 0, fault });
     }
 
     /// No more faults.
@@ -317,8 +326,10 @@ impl State {
     fn fault(&self, path: &str) -> Option<Fault> {
         let mut shelf = lock(&self.shelf);
         let rule = shelf.rules.iter_mut().find(|rule| rule.times > 0 && path.contains(&rule.path))?;
-        rule.times -= 1;
-        Some(rule.fault.clone())
+        let hit = rule.seen % rule.every == 0;
+        rule.seen += 1;
+        rule.times -= u64::from(hit);
+        hit.then(|| rule.fault.clone())
     }
 
     /// When `bytes` more may leave under the cap.

@@ -85,6 +85,9 @@ impl Run {
         if self.layout.is_some_and(|known| known != layout) {
             return Err(Failure::Corrupt);
         }
+        if body.ignores_ranges() {
+            self.tell(facts, Input::OriginIgnoresRanges { digest: self.digest }).await;
+        }
         self.tell(facts, Input::OriginOpened { digest: self.digest, run: self.id, size }).await;
         let partial = timeout(STORE_DEADLINE, partial_of(&self.job)).await.ok().flatten().ok_or(Failure::Disk)?;
         // The room was made for another size: somebody lied, and the machine will have noticed.

@@ -51,6 +51,12 @@ pub(super) enum Flow {
 }
 
 impl Body {
+    /// Whether the host that sends this is known to send all of a blob, whatever range it is asked for.
+    #[must_use]
+    pub fn ignores_ranges(&self) -> bool {
+        self.memory.ranges(&self.host, Instant::now()) == Some(false)
+    }
+
     /// The next bytes, in order from the asked offset; none at the end. Waits at most the idle deadline for the origin, then as long
     /// as the rate caps say. Dropping the future loses nothing.
     ///

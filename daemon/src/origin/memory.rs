@@ -29,8 +29,6 @@ pub(super) struct Memory {
 #[derive(Debug, Default)]
 struct Known {
     hosts: HashMap<String, Host>,
-    /// Who served the last blob.
-    blob_host: Option<String>,
     failed: Option<Instant>,
 }
 
@@ -69,11 +67,6 @@ impl Memory {
         self.known().failed.is_some_and(|failed| now.duration_since(failed) < FAILING)
     }
 
-    /// `host` serves blobs of this upstream.
-    pub(super) fn served_blob(&self, host: &str) {
-        self.known().blob_host = Some(host.to_owned());
-    }
-
     /// `host` was asked for a range of a blob, and did or did not answer with it.
     pub(super) fn answered_range(&self, host: &str, answered: bool, now: Instant) {
         self.with(host, now, |host| host.ranges = Some((answered, now)));
@@ -81,13 +74,8 @@ impl Memory {
 
     /// Whether `host` answers ranges; none if that is not known (any more).
     pub(super) fn ranges(&self, host: &str, now: Instant) -> Option<bool> {
-        ranges_of(&self.known(), host, now)
-    }
-
-    /// The same for the host that served the last blob.
-    pub(super) fn blob_ranges(&self, now: Instant) -> Option<bool> {
-        let known = self.known();
-        ranges_of(&known, known.blob_host.as_deref()?, now)
+        let (answered, when) = self.known().hosts.get(host)?.ranges?;
+        (answered || now.duration_since(when) < RANGES_IGNORED).then_some(answered)
     }
 
     fn with(&self, name: &str, now: Instant, note: impl FnOnce(&mut Host)) {
@@ -105,11 +93,6 @@ impl Memory {
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn ranges_of(known: &Known, host: &str, now: Instant) -> Option<bool> {
-    let (answered, when) = known.hosts.get(host)?.ranges?;
-    (answered || now.duration_since(when) < RANGES_IGNORED).then_some(answered)
 }
 
 #[cfg(test)]
@@ -143,10 +126,9 @@ mod tests {
     #[test]
     fn a_host_that_ignored_a_range_is_given_another_chance_later() {
         let (memory, now) = (Memory::default(), Instant::now());
-        memory.served_blob("store");
-        assert_eq!(memory.blob_ranges(now), None);
+        assert_eq!(memory.ranges("store", now), None);
         memory.answered_range("store", false, now);
-        assert_eq!((memory.ranges("store", now), memory.blob_ranges(now)), (Some(false), Some(false)));
+        assert_eq!(memory.ranges("store", now), Some(false));
         let later = now + RANGES_IGNORED;
         assert_eq!(memory.ranges("store", later), None);
         memory.answered_range("store", true, later);

@@ -192,13 +192,6 @@ impl Upstream {
         !self.is_mirror
     }
 
-    /// Whether the host that served the last blob of this upstream answers ranges; none as long as that is not known. Before
-    /// several streams of one blob are opened, this is worth a question: one that ignores ranges sends all of it each time.
-    #[must_use]
-    pub fn answers_ranges(&self) -> Option<bool> {
-        self.in_order().first()?.memory.blob_ranges(Instant::now())
-    }
-
     /// By what answers of this upstream are kept: those for one client are for no other.
     #[must_use]
     pub fn cache_key(&self) -> &str {

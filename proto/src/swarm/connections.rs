@@ -35,6 +35,8 @@ const STRIPE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Connections {
     wanted: usize,
+    /// No second one is tried.
+    alone: bool,
     phase: Phase,
     /// The second half of the connections is on trial.
     trying: bool,
@@ -84,6 +86,7 @@ impl Default for Connections {
     fn default() -> Self {
         Self {
             wanted: 1,
+            alone: false,
             phase: Phase::Opening,
             trying: false,
             before: 0.0,
@@ -97,6 +100,9 @@ impl Default for Connections {
 impl Connections {
     /// When it has to be asked again.
     pub(super) fn due(&self, now: Time) -> Option<Time> {
+        if self.alone {
+            return None;
+        }
         match self.phase {
             Phase::Opening => None,
             Phase::Settling { until } => Some(until),
@@ -109,6 +115,11 @@ impl Connections {
         self.latency = self.latency.max(took).min(MEASURE_MAX / MEASURE);
     }
 
+    /// The origin ignores ranges, so that each connection brings all of the blob: from now on there is one.
+    pub(super) const fn stay_alone(&mut self) {
+        self.alone = true;
+    }
+
     fn measure(&self) -> Duration {
         (self.latency * MEASURE).max(MEASURE_MIN)
     }
@@ -119,6 +130,9 @@ impl Connections {
 
     /// The number of connections to have now.
     pub(super) fn wanted(&mut self, now: Time, intake: Intake) -> usize {
+        if self.alone {
+            return 1;
+        }
         let Intake { bytes, all, uploads, .. } = intake;
         self.looks = (self.looks.0 + 1, self.looks.1 + u32::from(uploads));
         match self.phase {
@@ -222,6 +236,19 @@ mod tests {
     fn connections_that_take_from_another_blobs_stream_are_not_kept() {
         assert_eq!(settle(1e9, 1e9, 300e6, true), 1);
         assert_eq!(settle(25e6, 1e9, 300e6, true), CONNECTIONS_MAX);
+    }
+
+    #[test]
+    fn an_origin_that_ignores_ranges_gets_one_connection_however_slow_it_is() {
+        let (mut connections, mut now) = (Connections::default(), Time::ZERO);
+        connections.stay_alone();
+        for step in 0..1500_u64 {
+            let bytes = step * 100_000;
+            let intake = Intake { bytes, all: bytes, remaining: Some(u64::MAX), grain: 1_000_000, uploads: false };
+            assert_eq!(connections.wanted(now, intake), 1);
+            assert_eq!(connections.due(now), None, "there is nothing to be found out");
+            now = now + Duration::from_millis(10);
+        }
     }
 
     #[test]

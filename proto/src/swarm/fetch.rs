@@ -192,6 +192,7 @@ impl Fetch {
             Input::Holders { holders, .. } => self.holders(cx, holders),
             Input::Pulled { pull, verdict, .. } => self.pulled(cx, pull, verdict),
             Input::OriginOpened { run, size, .. } => self.origin_opened(cx, run, size),
+            Input::OriginIgnoresRanges { .. } => self.origin_ignores_ranges(),
             Input::OriginProgress { run, bytes, .. } => self.origin_progress(cx, run, bytes),
             Input::OriginChunk { run, chunk, end, .. } => self.origin_chunk(cx, run, chunk, end),
             Input::Hashed { chunk, end, .. } => self.hashed(cx, chunk, end),

@@ -122,6 +122,11 @@ pub enum Input {
         /// Bytes in the blob, as the origin says.
         size: u64,
     },
+    /// Whoever serves this blob for the origin is known to send all of it, whatever range is asked for.
+    OriginIgnoresRanges {
+        /// Which blob.
+        digest: Digest,
+    },
     /// Bytes came from the origin (for heartbeats; the driver may send it seldom).
     OriginProgress {
         /// Which blob.

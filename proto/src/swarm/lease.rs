@@ -334,6 +334,13 @@ impl Fetch {
         }
     }
 
+    /// Under this lease no stream is opened beside another: each would cost the origin all of the blob.
+    pub(super) fn origin_ignores_ranges(&mut self) {
+        if let Some(lease) = &mut self.lease {
+            lease.connections.stay_alone();
+        }
+    }
+
     fn runs(&self, id: RunId) -> bool {
         self.lease.as_ref().is_some_and(|lease| lease.runs.iter().any(|run| run.id == id))
     }

@@ -4,8 +4,9 @@ use std::{fs, path::Path, process::Command};
 
 use shoal_tests::{
     daemon::Daemon,
-    image::{Image, ImageSpec},
+    image::{Blob, Image, ImageSpec, media},
     layout::Format,
+    origin::OriginDouble,
     process::must,
     registry::DockerRegistry,
     tools::available,
@@ -25,11 +26,17 @@ struct Stage {
 
 impl Stage {
     async fn set(seed: u64) -> Self {
+        Self::set_with(seed, &[]).await
+    }
+
+    /// With more arguments for `shoal configure`.
+    async fn set_with(seed: u64, arguments: &[&str]) -> Self {
         let (registry, image) = registry_with(seed).await;
         let daemon = Daemon::start(settings(&registry.url())).await;
         let directory = tempfile::tempdir().unwrap();
         let mut configure = Command::new(SHOAL);
         configure.args(["configure", "podman", "--registry", "origin.test", "--conf-dir"]).arg(directory.path());
+        configure.args(arguments);
         must({
             configure.arg("--endpoint").arg(format!("http://{}", daemon.registry()));
             configure
@@ -101,8 +108,8 @@ fn agent_is_client(agent: &str) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn podman_unpacks_docker_manifests_and_plain_and_zstd_layers() {
-    if !available(&["podman", "docker-registry", "skopeo"], true) {
+async fn podman_and_buildah_unpack_docker_manifests_and_plain_and_zstd_layers() {
+    if !available(&["podman", "buildah", "docker-registry", "skopeo"], true) {
         return;
     }
     let stage = Stage::set(725).await;
@@ -115,6 +122,7 @@ async fn podman_unpacks_docker_manifests_and_plain_and_zstd_layers() {
     stage.registry.forget();
     for tag in ["docker", "plain", "zstd"] {
         stage.pull("podman", tag, &tagged(tag)).await;
+        stage.pull("buildah", &format!("{tag}-buildah"), &tagged(tag)).await;
     }
     let accesses = stage.registry.accesses();
     assert!(accesses.iter().all(|access| !agent_is_client(&access.agent)), "{accesses:?}");
@@ -134,6 +142,19 @@ async fn podman_pulls_a_tag_through_the_daemon_and_without_it() {
     stage.daemon.kill();
     stage.pull("podman", "three", &tagged("v1")).await;
     assert_eq!(stage.registry.blob_gets().len(), stage.image.native().blobs().count(), "from the origin itself");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn podman_asks_the_daemon_for_digests_only_where_that_is_configured() {
+    if !available(&["podman", "docker-registry", "skopeo"], true) {
+        return;
+    }
+    let stage = Stage::set_with(729, &["--pull-from-mirror", "digest-only"]).await;
+    stage.pull("podman", "one", &tagged("v1")).await;
+    assert_eq!(stage.daemon.status().await.totals.bytes_to_clients, 0, "a tag is none of its business");
+    stage.registry.forget();
+    stage.pull("podman", "two", &format!("origin.test/{REPOSITORY}@{}", stage.image.index.digest)).await;
+    stage.each_blob_left_once_for_the_daemon();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -183,8 +204,10 @@ async fn skopeo_copies_all_platforms_and_docker_manifests_unchanged() {
     let stage = Stage::set(723).await;
     let plain = ImageSpec::new(724, &[MIB, 10]).plain().build();
     stage.registry.push(&plain, Format::Oci, REPOSITORY, "plain").await;
+    let zstd = ImageSpec::new(730, &[MIB, 10]).zstd().build();
+    stage.registry.push(&zstd, Format::Oci, REPOSITORY, "zstd").await;
     stage.registry.push(&stage.image, Format::DockerV2s2, REPOSITORY, "docker").await;
-    for tag in ["v1", "plain", "docker"] {
+    for tag in ["v1", "plain", "zstd", "docker"] {
         let mut through = stage.skopeo();
         through.args(["--all", "--preserve-digests"]).arg(format!("docker://{}", tagged(tag)));
         through.arg(format!("dir:{}", stage.path(&format!("through-{tag}")).display()));
@@ -236,6 +259,66 @@ async fn skopeo_finds_the_drop_in_where_configure_puts_it() {
     stage.each_blob_left_once_for_the_daemon();
     must(configure(&["--remove"])).await;
     assert_eq!(fs::read_dir(settings.join("registries.conf.d")).unwrap().count(), 0, "nothing is left behind");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn skopeo_lists_tags_and_copies_an_artifact_that_the_referrers_of_an_image_name() {
+    if !available(&["docker-registry", "skopeo"], false) {
+        return;
+    }
+    let mut stage = Stage::set(731).await;
+    // Distribution 2.8 has no list of referrers.
+    let origin = OriginDouble::start().await;
+    origin.offer(&stage.image, REPOSITORY, "v1");
+    let (artifact, signature) = artifact_of(&stage.image);
+    for blob in [&artifact, &signature, &Blob::new(EMPTY, b"{}".to_vec())] {
+        origin.offer_blob(blob);
+    }
+    stage.daemon.settings().upstreams = vec![format!("origin.test={}", origin.url())];
+    stage.daemon.terminate().await;
+    stage.daemon.up().await;
+
+    let mut list = Command::new("skopeo");
+    stage.isolate(&mut list);
+    list.args(["list-tags", "--tls-verify=false"]);
+    list.arg(format!("docker://{}/origin.test/{REPOSITORY}", stage.daemon.registry()));
+    let tags: serde_json::Value = serde_json::from_str(&must(list).await).unwrap();
+    assert_eq!(tags["Tags"], serde_json::json!(["v1"]));
+
+    for state in ["cold", "warm"] {
+        let path = format!("/v2/origin.test/{REPOSITORY}/referrers/{}", stage.image.index.digest);
+        let list: serde_json::Value = stage.daemon.get(&path).send().await.unwrap().json().await.unwrap();
+        let digest = list["manifests"][0]["digest"].as_str().unwrap().to_owned();
+        assert_eq!(digest, artifact.digest, "{state}");
+        let mut copy = stage.skopeo();
+        copy.arg("--src-tls-verify=false");
+        copy.arg(format!("docker://{}/origin.test/{REPOSITORY}@{digest}", stage.daemon.registry()));
+        must({
+            copy.arg(format!("dir:{}", stage.path(state).display()));
+            copy
+        })
+        .await;
+        let files = files(&stage.path(state));
+        assert_eq!(files["manifest.json"], artifact.bytes, "{state}");
+        assert_eq!(files[signature.digest.trim_start_matches("sha256:")], signature.bytes, "{state}");
+    }
+    assert_eq!(origin.gets(&signature.digest).len(), 1, "warm the second time");
+}
+
+const EMPTY: &str = "application/vnd.oci.empty.v1+json";
+
+/// A manifest that refers to an image, and its one layer.
+fn artifact_of(image: &Image) -> (Blob, Blob) {
+    let signature = Blob::new("application/vnd.example.signature.v1+json", b"signed, the tests".to_vec());
+    let document = serde_json::json!({
+        "schemaVersion": 2,
+        "mediaType": media::MANIFEST,
+        "artifactType": signature.media_type,
+        "config": Blob::new(EMPTY, b"{}".to_vec()).descriptor(),
+        "layers": [signature.descriptor()],
+        "subject": image.index.descriptor(),
+    });
+    (Blob::new(media::MANIFEST, serde_json::to_vec(&document).unwrap()), signature)
 }
 
 /// Names and contents of the files of a directory.

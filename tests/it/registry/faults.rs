@@ -158,6 +158,23 @@ async fn an_origin_that_ignores_ranges_is_read_from_the_start() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_origin_that_is_known_to_ignore_ranges_gets_no_second_stream_of_a_blob() {
+    let (origin, _, daemon) = one_daemon(411, &[10]).await;
+    let broken = offer_random(&origin, 4110, 2 * MIB);
+    origin.misbehave_times(&broken.digest, 1, Fault::TruncateAfter(MIB + 10));
+    origin.misbehave("/blobs/", Fault::IgnoreRange);
+    assert!(daemon.blob(REPOSITORY, &broken.digest).await == broken.bytes);
+    assert!(origin.gets(&broken.digest).iter().any(|get| get.range().is_some()), "it was asked for a range, once");
+    // So slow that a second stream would be tried, and each would bring all of it.
+    let slow = offer_random(&origin, 4111, 64 * MIB);
+    origin.limit(8 * MIB);
+    assert!(daemon.blob(REPOSITORY, &slow.digest).await == slow.bytes);
+    let gets = origin.gets(&slow.digest);
+    assert_eq!(gets.len(), 1, "{gets:?}");
+    assert_eq!(origin.bytes_of(&slow.digest), slow.size());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_cannot_be_completed_ends_early_and_in_order() {
     let (origin, _, daemon) = one_daemon(407, &[10]).await;
     let blob = offer_random(&origin, 4070, 8 * MIB);

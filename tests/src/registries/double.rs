@@ -46,6 +46,8 @@ pub(super) struct State {
     /// What the tag `v1` points at.
     pub(super) tagged: String,
     pub(super) signer: Signer,
+    /// The password, once it is not the row's any more.
+    pub(super) rotated: Mutex<Option<String>>,
     asked: Mutex<Vec<Asked>>,
     leaks: Mutex<Vec<String>>,
     /// For requests whose host and path contain the text.
@@ -76,6 +78,7 @@ impl RegistryDouble {
             content: content.map(|blob| (blob.digest.clone(), (blob.bytes.clone(), blob.media_type))).collect(),
             tagged: image.index.digest.clone(),
             signer: Signer::default(),
+            rotated: Mutex::default(),
             asked: Mutex::default(),
             leaks: Mutex::default(),
             faults: Mutex::default(),
@@ -99,15 +102,41 @@ impl RegistryDouble {
     /// If the files beside it cannot be written.
     #[must_use]
     pub fn config(&self, password: Option<&str>) -> String {
-        let row = self.state.row;
-        let mut text = format!("[upstreams.\"{}\"]\nca_file = \"{}\"\n", row.name, self.path("ca.pem").display());
-        if let Some(account) = &row.account {
+        let mut text = self.table();
+        if let Some(account) = &self.state.row.account {
             let secret = password.map_or_else(|| account.secret.text(), str::to_owned);
             let file = self.path("password");
             fs::write(&file, secret + "\n").expect("the password can be written");
             text += &format!("username = \"{}\"\npassword_file = \"{}\"\n", account.user, file.display());
         }
         text
+    }
+
+    /// The same with a file of docker's in place of the account: what it has for this registry.
+    ///
+    /// # Panics
+    /// If the file cannot be written.
+    #[must_use]
+    pub fn config_with_file(&self, content: &serde_json::Value) -> String {
+        let file = self.path("config.json");
+        fs::write(&file, content.to_string()).expect("the file can be written");
+        format!("{}credentials = \"{}\"\n", self.table(), file.display())
+    }
+
+    /// The head of the row's table.
+    fn table(&self) -> String {
+        let authority = self.path("ca.pem");
+        format!("[upstreams.\"{}\"]\nca_file = \"{}\"\n", self.state.row.name, authority.display())
+    }
+
+    /// A token of the row's token server, as if somebody had signed in elsewhere.
+    ///
+    /// # Panics
+    /// If the row has no token server.
+    #[must_use]
+    pub fn token(&self) -> String {
+        let SignIn::Token(shape) = &self.state.row.sign_in else { panic!("{} has no tokens", self.state.row.name) };
+        sign_in::token(&self.state, shape)
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -122,6 +151,11 @@ impl RegistryDouble {
     /// The next `count` signatures are worth nothing when they are shown.
     pub fn expire(&self, count: u64) {
         self.state.expired.store(count, Ordering::Relaxed);
+    }
+
+    /// From now on this is the password.
+    pub fn rotate(&self, password: &str) {
+        *lock(&self.state.rotated) = Some(password.to_owned());
     }
 
     /// All requests so far.
@@ -140,7 +174,8 @@ impl RegistryDouble {
     #[must_use]
     pub fn secrets(&self) -> Vec<String> {
         let password = self.state.row.account.as_ref().map(|account| account.secret.text());
-        self.state.signer.issued().into_iter().chain(password).collect()
+        let rotated = lock(&self.state.rotated).clone();
+        self.state.signer.issued().into_iter().chain(password).chain(rotated).collect()
     }
 }
 

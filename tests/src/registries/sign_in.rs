@@ -57,7 +57,8 @@ fn basic(user: &str, password: &str) -> String {
 }
 
 fn account(state: &State) -> Option<(&'static str, String)> {
-    state.row.account.as_ref().map(|account| (account.user, account.secret.text()))
+    let rotated = lock(&state.rotated).clone();
+    state.row.account.as_ref().map(|account| (account.user, rotated.unwrap_or_else(|| account.secret.text())))
 }
 
 /// The registry's refusal of callers who are not signed in.
@@ -130,9 +131,15 @@ pub(super) fn token_server(state: &State, shape: &TokenShape, question: &Questio
     if !is_known || (shape.grant != Grant::Get && field("client_id").is_none()) {
         return Some(plain(StatusCode::UNAUTHORIZED, "unknown account"));
     }
+    let token = token(state, shape);
+    Some(plain(StatusCode::OK, &json!({ shape.field: token, "expires_in": 300 }).to_string()))
+}
+
+/// A new one.
+pub(super) fn token(state: &State, shape: &TokenShape) -> String {
     let token = state.signer.issue("token");
     lock(&state.signer.tokens).insert(token.clone(), scope(state, shape));
-    Some(plain(StatusCode::OK, &json!({ shape.field: token, "expires_in": 300 }).to_string()))
+    token
 }
 
 fn is_refresh(fields: &BTreeMap<String, String>, token: &str) -> bool {
