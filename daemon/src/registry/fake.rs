@@ -22,7 +22,7 @@ use super::content::{Content, ListQuestion, Opened, TagQuestion};
 use crate::{
     access::Scope,
     credentials::CredentialError,
-    node::{OpenError, Want},
+    node::{OpenError, TagAnswer, Want},
     origin::{Kind, List, OriginError, Push, Pushed, Resolved, Source, Upstream, warning},
     store::Draft,
 };
@@ -191,7 +191,7 @@ impl Content for Fake {
         self.say(size.ok_or_else(|| unknown(&source.upstream.name)))
     }
 
-    fn resolve(&self, question: TagQuestion) -> BoxFuture<'static, Result<Resolved, OriginError>> {
+    fn resolve(&self, question: TagQuestion) -> BoxFuture<'static, Result<TagAnswer, OriginError>> {
         self.resolved.fetch_add(1, Relaxed);
         if let Some(error) = self.origin_error.clone() {
             return self.say(Err(error));
@@ -200,7 +200,7 @@ impl Content for Fake {
             let why = String::from("connection refused");
             return self.say(Err(OriginError::Unavailable { host: question.upstream.name.clone(), why }));
         }
-        let resolved = self.tags.get(&question.tag).cloned();
+        let resolved = self.tags.get(&question.tag).cloned().map(TagAnswer::from);
         self.say(resolved.ok_or_else(|| unknown(&question.upstream.name)))
     }
 

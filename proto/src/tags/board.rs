@@ -35,7 +35,7 @@ impl Default for Bounds {
             tags_max: 8192,
             tags_per_peer_max: 1024,
             waiting_max: 20_000,
-            duty_timeout: Duration::from_millis(1500),
+            duty_timeout: Duration::from_millis(1200),
             kept_max: Duration::from_secs(24 * 3600),
         }
     }

@@ -12,8 +12,9 @@ use crate::{
 const TRACKERS_MAX: usize = 2;
 /// How long each may take for its first word, the handshake included.
 const ANSWER: Duration = Duration::from_millis(400);
-/// How long the record of another node is waited for.
-const PATIENCE: Duration = Duration::from_millis(2500);
+/// When the record of another node is not waited for any more, from the errand's begin: a client's patience has to do for
+/// the origin too.
+const PATIENCE: Duration = Duration::from_millis(2200);
 
 /// One question about one tag, from the first tracker to its end.
 #[derive(Debug)]
@@ -71,7 +72,7 @@ impl Errand {
             TagWord::Record { .. } => Next::Resolve(None),
             TagWord::Pending if !self.pending => {
                 self.pending = true;
-                self.until = now + PATIENCE;
+                self.until = PATIENCE.max(now);
                 Next::Listen
             }
             // Said twice, it makes nobody wait longer; the others are for trackers.

@@ -113,7 +113,7 @@ fn whoever_believes_less_long_resolves_anew() {
 #[test]
 fn the_duty_goes_on_when_its_holder_fails_is_gone_or_silent() {
     let failures: [fn(&mut Rig) -> Said; 3] =
-        [|rig| rig.dropped(100, 1, 9), |rig| rig.disconnected(100, 1), |rig| rig.elapsed(1500)];
+        [|rig| rig.dropped(100, 1, 9), |rig| rig.disconnected(100, 1), |rig| rig.elapsed(1200)];
     for fail in failures {
         let mut rig = Rig::default();
         for from in [1, 2, 3] {
@@ -142,7 +142,7 @@ fn a_holder_that_asks_again_is_told_again() {
     let mut rig = Rig::default();
     rig.wanted(0, 1, 9);
     assert_eq!(rig.wanted(10, 1, 9), [(1, TagWord::Duty)]);
-    assert_eq!(rig.0.deadline(), Some(at(1500)), "which makes nobody wait longer");
+    assert_eq!(rig.0.deadline(), Some(at(1200)), "which makes nobody wait longer");
 }
 
 #[test]
@@ -230,7 +230,7 @@ fn a_tracker_that_promises_a_record_is_waited_for_once() {
     errand.go_on(Duration::ZERO);
     assert_eq!(errand.heard(millis(10), TagWord::Pending), Next::Listen);
     let until = errand.deadline();
-    assert_eq!(until, millis(2510));
+    assert_eq!(until, millis(2200));
     assert_eq!(errand.heard(millis(2000), TagWord::Pending), Next::Listen);
     assert_eq!(errand.deadline(), until, "promises do not add up");
     assert_eq!(errand.go_on(until), Next::Resolve(None), "there is no time for another");
