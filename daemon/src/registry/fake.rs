@@ -16,7 +16,10 @@ use futures_util::{
     future::{self, BoxFuture},
     stream,
 };
-use shoal_proto::digest::{Algorithm, Digest};
+use shoal_proto::{
+    digest::{Algorithm, Digest},
+    peer::PeerId,
+};
 
 use super::content::{Content, ListQuestion, Opened, TagQuestion};
 use crate::{
@@ -49,6 +52,8 @@ pub(super) struct Fake {
     content: HashMap<Digest, Bytes>,
     sealed: bool,
     tags: HashMap<String, Resolved>,
+    /// What another node says of every tag.
+    word: Option<Resolved>,
     /// By repository and query.
     lists: HashMap<(String, String), List>,
     silent: bool,
@@ -57,6 +62,8 @@ pub(super) struct Fake {
     origin_error: Option<OriginError>,
     /// Questions about tags.
     pub(super) resolved: AtomicU64,
+    /// Those that were for the origin alone.
+    pub(super) resolved_own: AtomicU64,
     /// Opened blobs.
     pub(super) opened: AtomicU64,
     /// Offset of the last one.
@@ -87,6 +94,12 @@ impl Fake {
     pub(super) fn with_tag(mut self, tag: &str, manifest: &[u8]) -> Self {
         self.tags.insert(tag.to_owned(), index(manifest));
         self.with_content(manifest)
+    }
+
+    /// Another node says that all tags point at `manifest`.
+    pub(super) fn with_word(mut self, manifest: &[u8]) -> Self {
+        self.word = Some(index(manifest));
+        self
     }
 
     /// All answers about tags carry this warning.
@@ -193,6 +206,11 @@ impl Content for Fake {
 
     fn resolve(&self, question: TagQuestion) -> BoxFuture<'static, Result<TagAnswer, OriginError>> {
         self.resolved.fetch_add(1, Relaxed);
+        self.resolved_own.fetch_add(u64::from(question.own), Relaxed);
+        if let Some(resolved) = self.word.clone().filter(|_| !question.own) {
+            let resolver = Some(PeerId([7; 32]));
+            return self.say(Ok(TagAnswer { resolver, ..TagAnswer::from(resolved) }));
+        }
         if let Some(error) = self.origin_error.clone() {
             return self.say(Err(error));
         }

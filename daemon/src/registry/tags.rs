@@ -133,4 +133,25 @@ mod tests {
         tags.resolve(&content, question("a/b")).await.unwrap();
         assert_eq!(fake.resolved.load(Relaxed), 3);
     }
+
+    #[tokio::test]
+    async fn whoever_pushed_through_this_node_sees_what_the_origin_has_and_not_what_other_nodes_remember() {
+        let fake = Fake::default().with_tag("v1", b"{}").with_word(b"older").shared();
+        let content: Arc<dyn Content> = fake.clone();
+        let tags = Tags::new(HOUR, Duration::ZERO, HOUR);
+        let upstream = super::super::fake::upstream("registry.test");
+        let resolve = async |repository: &str| {
+            let (upstream, repository) = (Arc::clone(&upstream), repository.to_owned());
+            let (tag, accept) = (String::from("v1"), String::from("a/b"));
+            let question = TagQuestion { upstream, repository, tag, accept, own: false };
+            tags.resolve(&content, question).await.unwrap().value.resolver.is_some()
+        };
+        assert!(resolve("team/x").await && resolve("team/y").await);
+        tags.forget_repository(&Target {
+            upstream: Arc::clone(&upstream),
+            repository: String::from("team/x"),
+            scope: crate::access::Scope::Public,
+        });
+        assert!(!resolve("team/x").await && resolve("team/y").await);
+    }
 }
