@@ -252,10 +252,10 @@ impl Driver {
             TagWord::Dropped => board.dropped(now, peer, key, &mut out),
             TagWord::Resolved { record, age } => {
                 if board.has_duty(peer, &key) {
-                    if is_signed(&key, &record) {
+                    if record.resolver == peer && is_signed(&key, &record) {
                         board.resolved(now, peer, key, (record, age), &mut out);
                     } else {
-                        tracing::warn!(%peer, "a record of a tag with a bad signature");
+                        tracing::warn!(%peer, "a record of a tag that its sender did not sign");
                         board.dropped(now, peer, key, &mut out);
                     }
                 }

@@ -150,6 +150,7 @@ mod tests {
         tags.forget_repository(&Target {
             upstream: Arc::clone(&upstream),
             repository: String::from("team/x"),
+            namespace: None,
             scope: crate::access::Scope::Public,
         });
         assert!(!resolve("team/x").await && resolve("team/y").await);
