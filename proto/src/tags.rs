@@ -35,7 +35,8 @@ pub struct Record {
 }
 
 impl Record {
-    /// The bytes that the resolver signs: purpose, key and body. The age is not among them: it grows on the way.
+    /// The bytes that the resolver signs: purpose, key and body. The age is not among them: it grows on the way, so it is
+    /// the tracker's word. A tracker that says a younger one does no more than a resolver can that signs what it likes.
     #[must_use]
     pub fn signed_bytes(key: &Digest, body: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(128 + body.len());

@@ -169,6 +169,8 @@ impl Node {
                 Next::Resolve(tracker) => return Found::Nothing(tracker),
                 Next::Take(record, age) => {
                     if let Some(answer) = read_record(circle, &record, age) {
+                        let (resolver, digest) = (record.resolver, answer.resolved.digest.short());
+                        tracing::debug!(%resolver, %digest, ?age, "another node says what a tag points at");
                         return Found::Told(answer);
                     }
                     tracing::warn!(resolver = %record.resolver, "a record of a tag that does not hold; asking others");
@@ -223,8 +225,7 @@ impl Driver {
     fn ask_about_tag(&mut self, key: Digest, tracker: Contact, believed: Age, words: mpsc::Sender<TagWord>) {
         let asking = &mut self.tags.asking;
         asking.retain(|_, asking| !asking.words.is_closed());
-        let another = asking.get(&key).is_some_and(|asking| asking.tracker == tracker.peer);
-        if another || asking.len() >= ASKING_MAX {
+        if asking.contains_key(&key) || asking.len() >= ASKING_MAX {
             return;
         }
         asking.insert(key, Asking { tracker: tracker.peer, believed, words });
