@@ -132,6 +132,18 @@ pub struct UpstreamConfig {
     pub push: bool,
     /// Who may have its content.
     pub access: Policy,
+    /// Who asks it what its tags point at.
+    pub tags: TagPolicy,
+}
+
+/// Who asks an upstream what its tags point at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TagPolicy {
+    /// Each node for itself.
+    Origin,
+    /// One node for all, whose word the others take for `tag_ttl`.
+    Cluster,
 }
 
 impl UpstreamConfig {

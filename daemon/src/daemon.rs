@@ -21,7 +21,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     access::{Ledger, Policy},
     admin::{Admin, AdminConfig, AdminError, AdminSources, CONTROL_SOCKET},
-    config::{Config, ConfigError, StreamMode},
+    config::{Config, ConfigError, StreamMode, TagPolicy},
     credentials::{self, CredentialError, Credentials},
     dht::{Dht, DhtConfig, DhtError},
     identity::{Identity, IdentityError},
@@ -396,6 +396,7 @@ fn upstreams(config: &Config) -> Result<BTreeMap<String, Arc<Upstream>>, BuildEr
                 Policy::Public | Policy::Private => Credentials::default(),
             },
             access: upstream.access,
+            shared_tags: (upstream.tags == TagPolicy::Cluster).then_some(config.tag_ttl),
             realm_hosts: upstream.realm_hosts.clone(),
             ca_file: upstream.ca_file.clone(),
             allow_private: upstream.allow_private,

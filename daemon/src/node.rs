@@ -16,6 +16,8 @@ mod origin_run;
 mod parts;
 mod read;
 mod rendezvous;
+mod tag_body;
+mod tags;
 #[cfg(test)]
 mod tests;
 mod through;
@@ -47,7 +49,7 @@ use self::{
     through::Through,
     vouched::Shelf,
 };
-pub use self::{fetch::Fetch, flight::Advance, parts::Parts, read::Blob, rendezvous::Rendezvous};
+pub use self::{fetch::Fetch, flight::Advance, parts::Parts, read::Blob, rendezvous::Rendezvous, tags::TagAnswer};
 use crate::{
     access::{Ledger, Scope, Standing},
     credentials::CredentialError,

@@ -144,8 +144,7 @@ impl Puller {
         };
         let image = ImageName::parse(&request.image, |name| self.upstreams.contains_key(name))?;
         let target = self.target(&image).await?;
-        let digest = self.resolve(&target, &image.reference).await?;
-        let pieces = self.describe(&target, digest, &platform).await?;
+        let (digest, pieces) = self.find(&target, &image.reference, &platform).await?;
         let bytes = pieces.iter().fold(0, |sum: u64, piece| sum.saturating_add(piece.size));
         let layers = u32::try_from(pieces.len()).unwrap_or(u32::MAX);
         lines.send_timeout(PullProgress::Resolved { digest, layers, bytes }, self.idle).await.ok();
@@ -170,18 +169,30 @@ impl Puller {
         Ok(Target { upstream: upstream.under(scope), repository, scope })
     }
 
-    async fn resolve(&self, target: &Target, reference: &Reference) -> Result<Digest, PullError> {
+    /// What the reference means, and the pieces of the image for the platform.
+    async fn find(
+        &self,
+        target: &Target,
+        reference: &Reference,
+        platform: &Platform,
+    ) -> Result<(Digest, Vec<Piece>), PullError> {
         let tag = match reference {
-            Reference::Digest(digest) => return Ok(*digest),
-            Reference::Tag(tag) => tag.clone(),
+            Reference::Digest(digest) => return Ok((*digest, self.describe(target, *digest, platform).await?)),
+            Reference::Tag(tag) => tag,
         };
+        let Target { upstream, repository, .. } = target;
         // Without an Accept of its own the origin client takes any type of manifest.
-        match self.origin.resolve(&target.upstream, &target.repository, &tag, "").await {
-            Ok(resolved) => Ok(resolved.digest),
-            Err(OriginError::NotFound { host }) => {
-                Err(PullError::NoTag { host, repository: target.repository.clone(), tag })
+        let answer = self.node.resolve_tag(upstream, repository, tag, "").await;
+        let answer = answer.map_err(|error| unresolved(error, target, tag))?;
+        let digest = answer.resolved.digest;
+        match self.describe(target, digest, platform).await {
+            // What another node says is not worth a failed pull.
+            Err(_) if answer.resolver.is_some() => {
+                let resolved = self.origin.resolve(upstream, repository, tag, "").await;
+                let digest = resolved.map_err(|error| unresolved(error, target, tag))?.digest;
+                Ok((digest, self.describe(target, digest, platform).await?))
             }
-            Err(source) => Err(PullError::Tag { tag, source }),
+            pieces => Ok((digest, pieces?)),
         }
     }
 
@@ -216,6 +227,17 @@ impl Puller {
             Ok(whole)
         });
         read.await.map_err(|error| failed(OpenError::Disk(error.to_string())))
+    }
+}
+
+fn unresolved(error: OriginError, target: &Target, tag: &str) -> PullError {
+    let tag = tag.to_owned();
+    match error {
+        OriginError::NotFound { host } => PullError::NoTag { host, repository: target.repository.clone(), tag },
+        source @ (OriginError::Denied { .. }
+        | OriginError::Unavailable { .. }
+        | OriginError::RateLimited { .. }
+        | OriginError::Protocol { .. }) => PullError::Tag { tag, source },
     }
 }
 

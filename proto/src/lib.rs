@@ -13,6 +13,7 @@ pub mod limits;
 pub mod peer;
 pub mod status;
 pub mod swarm;
+pub mod tags;
 pub mod time;
 pub mod tracker;
 pub mod units;

@@ -396,7 +396,7 @@ impl Swarm {
             | Message::Segment { digest, .. }
             | Message::Unknown { digest } => *digest,
             // For the tracker, and for whoever carries the messages.
-            Message::Join(_) | Message::Leave { .. } | Message::Entitled { .. } => return,
+            Message::Join(_) | Message::Leave { .. } | Message::Entitled { .. } | Message::Tag { .. } => return,
         };
         if self.fetches.contains_key(&digest) {
             let often = matches!(message, Message::Got { .. });

@@ -5,7 +5,7 @@
 
 mod codec;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bincode::{Decode, Encode};
 
@@ -19,6 +19,7 @@ use crate::{
     claim::Segment,
     digest::Digest,
     peer::{Contact, PeerId, Place},
+    tags,
 };
 
 /// Version of this page; peers of another version are refused at the handshake.
@@ -129,6 +130,67 @@ pub enum Message {
         /// Shows that the sender knows the key of those who hold the credential, on this connection and for this blob.
         proof: [u8; 32],
     },
+    /// To or from a tracker: about a tag that one node resolves for all.
+    Tag {
+        /// Which tag; see [`tags`].
+        key: Digest,
+        /// What about it.
+        word: TagWord,
+    },
+}
+
+/// What a node and the tracker of a tag say to one another.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum TagWord {
+    /// To the tracker: I want to know what it points at.
+    Wanted {
+        /// How old a record may be.
+        believed: Age,
+    },
+    /// From the tracker: ask the origin, and tell me.
+    Duty,
+    /// From the tracker: somebody else is asking the origin; wait.
+    Pending,
+    /// From the tracker: this is what it points at.
+    Record {
+        /// Somebody's signed word.
+        record: Arc<tags::Record>,
+        /// Time since the origin was asked.
+        age: Age,
+    },
+    /// To the tracker that gave the duty: this is what it points at.
+    Resolved {
+        /// The sender's signed word.
+        record: Arc<tags::Record>,
+        /// Time since the origin was asked.
+        age: Age,
+    },
+    /// To the tracker that gave the duty: it was in vain.
+    Dropped,
+}
+
+/// How old something is, in milliseconds: clocks need not agree on the time of day.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
+pub struct Age(pub u32);
+
+impl Age {
+    /// So much later; the largest age if that is beyond it.
+    #[must_use]
+    pub fn after(self, time: Duration) -> Self {
+        Self(self.0.saturating_add(Self::from(time).0))
+    }
+}
+
+impl From<Duration> for Age {
+    fn from(time: Duration) -> Self {
+        Self(u32::try_from(time.as_millis()).unwrap_or(u32::MAX))
+    }
+}
+
+impl From<Age> for Duration {
+    fn from(age: Age) -> Self {
+        Self::from_millis(u64::from(age.0))
+    }
 }
 
 /// A join or heartbeat of one node for one blob.

@@ -20,6 +20,7 @@ mod registries;
 mod registry;
 mod shapes;
 mod swarm;
+mod tags;
 mod tls;
 
 use std::time::Duration;

@@ -80,6 +80,12 @@ impl GroupKey {
         Digest::sha256(self.keyed(b"shoal name 1\0", digest).finalize().into_bytes().into())
     }
 
+    /// Closes what the holders tell one another of a tag through nodes that may not see it; a key of its own for each tag.
+    #[must_use]
+    pub fn tag_key(&self, key: &Digest) -> [u8; 32] {
+        self.keyed(b"shoal tag key 1\0", key).finalize().into_bytes().into()
+    }
+
     /// For the ledger, which only its owner can read.
     pub(super) fn to_hex(self) -> String {
         use std::fmt::Write as _;

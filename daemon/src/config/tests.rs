@@ -285,13 +285,14 @@ fn upstreams_of_the_file_carry_credentials_and_pairs_replace_them_whole() {
     let file = "[upstreams.\"docker.io\"]\nusername = \"u\"\npassword_file = \"/p\"\nallow_private = true\n\
                 [upstreams.\"Registry.test:5000\"]\nurl = \"http://127.0.0.1:9\"\nca_file = \"/ca\"\n\
                 realm_hosts = [\"auth.test\"]\nmirrors = [\"https://m.test\", \"http://n.test:81/x\"]\n\
-                client_cert_file = \"/cert\"\nclient_key_file = \"/key\"\n";
+                client_cert_file = \"/cert\"\nclient_key_file = \"/key\"\ntags = \"cluster\"\n";
     let config = setup().file(file).load().unwrap();
     let names: Vec<_> = config.upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
     assert_eq!(names, ["docker.io", "registry.test:5000"], "no default set beside configured ones");
     assert_eq!(config.upstreams[0].url.as_str(), "https://registry-1.docker.io/", "known by its name");
     assert_eq!(config.upstreams[0].password_file.as_deref(), Some("/p".as_ref()));
     assert!(config.upstreams[0].allow_private);
+    assert_eq!(config.upstreams.iter().map(|u| u.tags).collect::<Vec<_>>(), [TagPolicy::Origin, TagPolicy::Cluster]);
 
     let config = setup().file(file).flag("upstream", "docker.io=https://mirror.test").load().unwrap();
     assert_eq!(config.upstreams[0].url.as_str(), "https://mirror.test/");
@@ -328,6 +329,13 @@ fn incomplete_credentials_are_refused() {
         ("realm_hosts = \"a.test\"", "key `upstreams.\"a.test\".realm_hosts`", "a list of host names"),
         ("realm_hosts = [\"https://a\"]", "key `upstreams.\"a.test\".realm_hosts`", "a list of host names"),
         ("allow_private = \"yes\"", "key `upstreams.\"a.test\".allow_private`", "true or false"),
+        ("tags = \"peers\"", "key `upstreams.\"a.test\".tags`", "\"origin\" or \"cluster\""),
+        ("tags = true", "key `upstreams.\"a.test\".tags`", "a text"),
+        (
+            "tags = \"cluster\"\naccess = \"private\"",
+            "key `upstreams.\"a.test\".tags`",
+            "remove it, or say access = \"node\"",
+        ),
     ];
     for (fields, place, hint) in cases {
         let message = setup().file(&format!("[upstreams.\"a.test\"]\n{fields}\n")).refused();

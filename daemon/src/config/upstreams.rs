@@ -8,7 +8,7 @@ use url::Url;
 use crate::access::Policy;
 
 use super::{
-    ConfigError, Password, UpstreamConfig,
+    ConfigError, Password, TagPolicy, UpstreamConfig,
     gather::{Layers, Refusal, described},
     keys::hint,
     values::{host, is_host_name, quoted},
@@ -18,7 +18,7 @@ use super::{
 const DEFAULT_NAMES: [&str; 8] =
     ["docker.io", "ghcr.io", "quay.io", "registry.k8s.io", "gcr.io", "nvcr.io", "public.ecr.aws", "mcr.microsoft.com"];
 
-const FIELDS: [&str; 15] = [
+const FIELDS: [&str; 16] = [
     "url",
     "mirrors",
     "username",
@@ -34,6 +34,7 @@ const FIELDS: [&str; 15] = [
     "realm_hosts",
     "push",
     "access",
+    "tags",
 ];
 
 const URL_FORM: &str = "https://HOST[:PORT][/PATH], or http:// for a registry without TLS";
@@ -114,6 +115,7 @@ fn bare(name: String, url: Url) -> UpstreamConfig {
         realm_hosts: Vec::new(),
         push: false,
         access: Policy::Node,
+        tags: TagPolicy::Origin,
     }
 }
 
@@ -217,11 +219,13 @@ fn from_table(
         realm_hosts: hosts(fields, "realm_hosts").map_err(refused("realm_hosts"))?,
         push: flag(fields, "push").map_err(refused("push"))?,
         access: policy(fields, "access").map_err(refused("access"))?,
+        tags: tag_policy(fields, "tags").map_err(refused("tags"))?,
         name,
     };
     check_credentials(&upstream)
         .and_then(|()| check_client_certificate(&upstream))
         .and_then(|()| check_access(&upstream))
+        .and_then(|()| check_tags(&upstream))
         .map_err(|(field, problem, hint)| ConfigError::Value {
             place: place(field),
             problem: problem.to_owned(),
@@ -253,6 +257,18 @@ fn check_access(upstream: &UpstreamConfig) -> Result<(), (&'static str, &'static
             "remove the account, or say \"node\"",
         )),
         Policy::Public | Policy::Node | Policy::Private => Ok(()),
+    }
+}
+
+/// What a client's own credential shows is told to nobody.
+fn check_tags(upstream: &UpstreamConfig) -> Result<(), (&'static str, &'static str, &'static str)> {
+    match (upstream.tags, upstream.access) {
+        (TagPolicy::Cluster, Policy::Private) => Err((
+            "tags",
+            "what is private is asked for with the client's account, and shared with no node",
+            "remove it, or say access = \"node\"",
+        )),
+        (TagPolicy::Cluster, Policy::Public | Policy::Node) | (TagPolicy::Origin, _) => Ok(()),
     }
 }
 
@@ -305,6 +321,14 @@ fn policy(fields: &Table, field: &str) -> Result<Policy, Refusal> {
     const FORM: &str = "\"public\", \"node\" or \"private\"";
     let Some(name) = text(fields, field)? else { return Ok(Policy::Node) };
     Policy::parse(&name).ok_or_else(|| (format!("{} is no access policy", quoted(&name)), FORM))
+}
+
+fn tag_policy(fields: &Table, field: &str) -> Result<TagPolicy, Refusal> {
+    match text(fields, field)?.as_deref() {
+        None | Some("origin") => Ok(TagPolicy::Origin),
+        Some("cluster") => Ok(TagPolicy::Cluster),
+        Some(other) => Err((format!("{} does not say who resolves tags", quoted(other)), "\"origin\" or \"cluster\"")),
+    }
 }
 
 fn hosts(fields: &Table, field: &str) -> Result<Vec<String>, Refusal> {

@@ -30,6 +30,7 @@ use super::{
     incoming::{Waiting, is_signed},
     job::{Job, Stream},
     parts::Parts,
+    tags::{TagCommand, Tags},
     vouched::{Shelf, Vouched},
 };
 use crate::{
@@ -49,6 +50,8 @@ pub(super) enum Command {
     Reading { digest: Digest, reader: ReaderId, chunk: ChunkIndex },
     /// A reader is gone.
     ReaderLeft { digest: Digest, reader: ReaderId },
+    /// Something about a tag that is resolved for the whole cluster.
+    Tag(TagCommand),
     /// A sealed blob has rotted and was removed.
     Rotten { digest: Digest },
     /// Tell what is going on.
@@ -91,6 +94,7 @@ pub(super) struct Driver {
     inputs: VecDeque<Input>,
     turning: bool,
     pub(super) tracker: Tracker,
+    pub(super) tags: Tags,
     pub(super) gate: Gate,
     pub(super) jobs: HashMap<Digest, Arc<Job>>,
     /// Sealed blobs that peers read.
@@ -110,7 +114,7 @@ pub(super) struct Driver {
     pub(super) facts_in: mpsc::Receiver<Fact>,
     pub(super) ask_ids: u64,
     start: Instant,
-    me: PeerId,
+    pub(super) me: PeerId,
 }
 
 impl Driver {
@@ -123,6 +127,7 @@ impl Driver {
             inputs: VecDeque::new(),
             turning: false,
             tracker: Tracker::new(limits, seed ^ 1),
+            tags: Tags::default(),
             gate: Gate::new(Arc::clone(&parts.access), me),
             parts,
             flights,
@@ -168,12 +173,12 @@ impl Driver {
         self.stop();
     }
 
-    fn now(&self) -> Time {
+    pub(super) fn now(&self) -> Time {
         Time::from_nanos(u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX))
     }
 
     fn next_deadline(&self) -> Instant {
-        let due = self.swarm.deadline().into_iter().chain(self.tracker.deadline()).min();
+        let due = [self.swarm.deadline(), self.tracker.deadline(), self.tags.deadline()].into_iter().flatten().min();
         // Without a deadline any far time will do: each fact makes the loop look again.
         due.map_or_else(
             || Instant::now() + Duration::from_secs(3600),
@@ -262,13 +267,15 @@ impl Driver {
             | Message::Peers { .. }
             | Message::Segment { .. }
             | Message::Unknown { .. }
-            | Message::Entitled { .. } => {}
+            | Message::Entitled { .. }
+            | Message::Tag { .. } => {}
         }
     }
 
     fn elapsed(&mut self) {
         self.swarm(Input::Elapsed);
         self.track(tracker::Input::Elapsed);
+        self.tags_elapsed();
         let swarm = &self.swarm;
         self.held.retain(|digest, _| swarm.knows(digest));
         self.gate.retain(|digest| swarm.knows(digest));
@@ -279,6 +286,7 @@ impl Driver {
             Command::Want { want, flight, resumes } => self.want(want, flight, resumes),
             Command::Reading { digest, reader, chunk } => self.swarm(Input::Reading { digest, reader, chunk }),
             Command::ReaderLeft { digest, reader } => self.swarm(Input::ReaderLeft { digest, reader }),
+            Command::Tag(command) => self.tag_command(command),
             Command::Rotten { digest } => self.rotten(digest),
             Command::Report(reply) => {
                 let views = self.swarm.fetches().map(|view| {

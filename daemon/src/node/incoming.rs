@@ -51,18 +51,23 @@ impl Driver {
                     self.gate.connected(contact.peer, exporter);
                 }
                 self.count_peers();
+                self.tags_connected(contact.peer);
                 self.swarm(Input::Connected { peer: contact.peer, place });
             }
             PlaneEvent::Disconnected { peer } => {
                 self.contacts.remove(&peer);
                 self.gate.disconnected(peer);
                 self.count_peers();
+                self.tags_disconnected(peer);
                 self.swarm(Input::Disconnected { peer });
                 self.track(tracker::Input::Disconnected { peer });
             }
             // The peer's own dial may have come through meanwhile: then its session is what counts.
             PlaneEvent::DialFailed { peer } if self.contacts.contains_key(&peer) => {}
-            PlaneEvent::DialFailed { peer } => self.swarm(Input::Disconnected { peer }),
+            PlaneEvent::DialFailed { peer } => {
+                self.tags_disconnected(peer);
+                self.swarm(Input::Disconnected { peer });
+            }
             PlaneEvent::Message { peer, message } => self.message(peer, message),
             PlaneEvent::Asked { peer, ask, reply } => {
                 if !self.admits(peer, &ask.digest) {
@@ -84,6 +89,10 @@ impl Driver {
             if let Some(contact) = self.contacts.get(&peer).copied() {
                 self.tracked(contact, message);
             }
+            return;
+        }
+        if let Message::Tag { key, word } = message {
+            self.tag_word(peer, key, word);
             return;
         }
         // States that are known already teach nothing: no need for the signature that most copies of a segment cost.

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, reason = "tests")]
 
 mod streams;
+mod tags;
 
 use std::{fs, io::Write as _, net::Ipv4Addr};
 

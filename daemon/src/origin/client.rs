@@ -131,6 +131,7 @@ impl Upstream {
             cache_key: format!("{} for client {}", self.name, NUMBERS.fetch_add(1, Ordering::Relaxed)),
             push: self.push,
             access: self.access,
+            shared_tags: None,
             host: self.host.clone(),
             base: self.base.clone(),
             realm_hosts: self.realm_hosts.clone(),

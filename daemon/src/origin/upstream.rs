@@ -4,6 +4,7 @@ use std::{
     fmt,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use reqwest::Client;
@@ -57,6 +58,8 @@ pub struct UpstreamSettings {
     pub push: bool,
     /// Who may have its content.
     pub access: Policy,
+    /// Tags are resolved once for the whole cluster and believed for so long; none: by each node.
+    pub shared_tags: Option<Duration>,
 }
 
 impl UpstreamSettings {
@@ -77,6 +80,7 @@ impl UpstreamSettings {
             realm_hosts: Vec::new(),
             push: false,
             access: Policy::Node,
+            shared_tags: None,
         }
     }
 }
@@ -111,6 +115,8 @@ pub struct Upstream {
     pub push: bool,
     /// Who may have its content.
     pub access: Policy,
+    /// For how long a tag that another node resolved is believed; none: not at all.
+    pub shared_tags: Option<Duration>,
     /// Ends in `/v2/`, or with `/v2/some/prefix/`.
     pub(super) base: Url,
     pub(super) host: String,
@@ -164,6 +170,7 @@ impl Upstream {
             name: settings.name,
             push: settings.push,
             access: settings.access,
+            shared_tags: settings.shared_tags,
             host: authority(&base),
             base,
             realm_hosts: settings.realm_hosts,

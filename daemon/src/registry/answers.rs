@@ -17,6 +17,14 @@ use crate::origin::OriginError;
 type Answer<V> = Result<Told<V>, OriginError>;
 type Flight<V> = Shared<BoxFuture<'static, Answer<V>>>;
 
+/// An answer that may have been on its way for a while.
+pub(super) trait Aged {
+    /// Time since the origin was asked.
+    fn age(&self) -> Duration {
+        Duration::ZERO
+    }
+}
+
 /// Bounds of a cache of answers.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bounds {
@@ -87,7 +95,7 @@ impl<K, V> fmt::Debug for Answers<K, V> {
 impl<K, V> Answers<K, V>
 where
     K: Clone + Eq + Hash + Send + 'static,
-    V: Clone + Send + Sync + 'static,
+    V: Aged + Clone + Send + Sync + 'static,
 {
     pub(super) fn new(bounds: Bounds) -> Self {
         Self { bounds, table: Arc::new(Mutex::new(Table { entries: HashMap::new(), asked: 0 })) }
@@ -189,7 +197,7 @@ enum Found<V> {
 struct Landing<K, V>
 where
     K: Clone + Eq + Hash + Send + 'static,
-    V: Clone + Send + Sync + 'static,
+    V: Aged + Clone + Send + Sync + 'static,
 {
     cache: Answers<K, V>,
     key: K,
@@ -199,13 +207,14 @@ where
 impl<K, V> Landing<K, V>
 where
     K: Clone + Eq + Hash + Send + 'static,
-    V: Clone + Send + Sync + 'static,
+    V: Aged + Clone + Send + Sync + 'static,
 {
     /// Remembers an answer, unless it was to be forgotten before it came.
     fn learn(&self, value: V) -> Told<V> {
         let now = Instant::now();
-        let believed_until = now + self.cache.bounds.ttl;
-        let known = Known { value, learned: now, believed_until, overdue: false };
+        let learned = now.checked_sub(value.age()).unwrap_or(now);
+        let believed_until = learned + self.cache.bounds.ttl;
+        let known = Known { value, learned, believed_until, overdue: false };
         let told = known.told(now);
         self.entry(|entry| entry.known = Some(known));
         told
@@ -239,7 +248,7 @@ where
 impl<K, V> Drop for Landing<K, V>
 where
     K: Clone + Eq + Hash + Send + 'static,
-    V: Clone + Send + Sync + 'static,
+    V: Aged + Clone + Send + Sync + 'static,
 {
     fn drop(&mut self) {
         self.entry(|entry| entry.asking = None);
@@ -258,6 +267,27 @@ mod tests {
     use futures_util::future::{self, join_all};
 
     use super::*;
+
+    impl Aged for u64 {}
+
+    #[derive(Debug, Clone)]
+    struct Old(Duration);
+
+    impl Aged for Old {
+        fn age(&self) -> Duration {
+            self.0
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_believed_from_when_the_origin_was_asked() {
+        let answers = Answers::<u8, Old>::new(BOUNDS);
+        let old = |age| move || future::ready(Ok(Old(age))).boxed();
+        answers.get(1, "registry.test", old(HOUR - Duration::from_secs(60))).await.unwrap();
+        let found = |later| answers.find(1, "", Instant::now() + Duration::from_secs(later), old(HOUR));
+        assert!(matches!(found(30), Found::Known(_)));
+        assert!(matches!(found(61), Found::Asking(_)));
+    }
 
     const HOUR: Duration = Duration::from_secs(3600);
     const BOUNDS: Bounds = Bounds { entries: 16, ttl: HOUR, stale: Duration::ZERO, patience: HOUR };

@@ -12,8 +12,8 @@ use super::error::Failure;
 use crate::{
     access::{Policy, Scope},
     credentials::CredentialError,
-    node::{Blob, Node, OpenError, Want},
-    origin::{List, Listing, Origin, OriginError, Push, Pushed, Resolved, Source, Upstream},
+    node::{Blob, Node, OpenError, TagAnswer, Want},
+    origin::{List, Listing, Origin, OriginError, Push, Pushed, Source, Upstream},
     store::Draft,
 };
 
@@ -32,8 +32,8 @@ pub(super) trait Content: fmt::Debug + Send + Sync + 'static {
     fn open(&self, want: Want, offset: u64, deadline: Duration) -> BoxFuture<'static, Result<Opened, OpenError>>;
     /// See [`Origin::size`].
     fn size(&self, source: Source, digest: Digest) -> BoxFuture<'static, Result<u64, OriginError>>;
-    /// See [`Origin::resolve`].
-    fn resolve(&self, question: TagQuestion) -> BoxFuture<'static, Result<Resolved, OriginError>>;
+    /// See [`Node::resolve_tag`].
+    fn resolve(&self, question: TagQuestion) -> BoxFuture<'static, Result<TagAnswer, OriginError>>;
     /// See [`Origin::list`].
     fn list(&self, question: ListQuestion) -> BoxFuture<'static, Result<List, OriginError>>;
     /// See [`Origin::push`].
@@ -55,6 +55,8 @@ pub(super) struct TagQuestion {
     pub(super) tag: String,
     /// The media types the client accepts, as one header value.
     pub(super) accept: String,
+    /// This node asks the origin itself, whoever knows the answer.
+    pub(super) own: bool,
 }
 
 /// Which page of a list is asked for.
@@ -137,11 +139,14 @@ impl Content for Daemon {
         Box::pin(async move { origin.size(&source, &digest).await })
     }
 
-    fn resolve(&self, question: TagQuestion) -> BoxFuture<'static, Result<Resolved, OriginError>> {
-        let origin = Arc::clone(&self.origin);
+    fn resolve(&self, question: TagQuestion) -> BoxFuture<'static, Result<TagAnswer, OriginError>> {
+        let (node, origin) = (self.node.clone(), Arc::clone(&self.origin));
         Box::pin(async move {
-            let TagQuestion { upstream, repository, tag, accept } = question;
-            origin.resolve(&upstream, &repository, &tag, &accept).await
+            let TagQuestion { upstream, repository, tag, accept, own } = question;
+            if own {
+                return origin.resolve(&upstream, &repository, &tag, &accept).await.map(TagAnswer::from);
+            }
+            node.resolve_tag(&upstream, &repository, &tag, &accept).await
         })
     }
 

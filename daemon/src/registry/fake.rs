@@ -16,13 +16,16 @@ use futures_util::{
     future::{self, BoxFuture},
     stream,
 };
-use shoal_proto::digest::{Algorithm, Digest};
+use shoal_proto::{
+    digest::{Algorithm, Digest},
+    peer::PeerId,
+};
 
 use super::content::{Content, ListQuestion, Opened, TagQuestion};
 use crate::{
     access::Scope,
     credentials::CredentialError,
-    node::{OpenError, Want},
+    node::{OpenError, TagAnswer, Want},
     origin::{Kind, List, OriginError, Payload, Push, Pushed, Resolved, Source, Upstream, warning},
     store::{Draft, Store},
 };
@@ -49,6 +52,8 @@ pub(super) struct Fake {
     content: HashMap<Digest, Bytes>,
     sealed: bool,
     tags: HashMap<String, Resolved>,
+    /// What another node says of every tag.
+    word: Option<Resolved>,
     /// By repository and query.
     lists: HashMap<(String, String), List>,
     silent: bool,
@@ -58,6 +63,8 @@ pub(super) struct Fake {
     credential_error: Option<CredentialError>,
     /// Questions about tags.
     pub(super) resolved: AtomicU64,
+    /// Those that were for the origin alone.
+    pub(super) resolved_own: AtomicU64,
     /// Opened blobs.
     pub(super) opened: AtomicU64,
     /// Offset of the last one.
@@ -92,6 +99,12 @@ impl Fake {
     pub(super) fn with_tag(mut self, tag: &str, manifest: &[u8]) -> Self {
         self.tags.insert(tag.to_owned(), index(manifest));
         self.with_content(manifest)
+    }
+
+    /// Another node says that all tags point at `manifest`.
+    pub(super) fn with_word(mut self, manifest: &[u8]) -> Self {
+        self.word = Some(index(manifest));
+        self
     }
 
     /// All answers about tags carry this warning.
@@ -220,8 +233,13 @@ impl Content for Fake {
         self.say(size.ok_or_else(|| unknown(&source.upstream.name)))
     }
 
-    fn resolve(&self, question: TagQuestion) -> BoxFuture<'static, Result<Resolved, OriginError>> {
+    fn resolve(&self, question: TagQuestion) -> BoxFuture<'static, Result<TagAnswer, OriginError>> {
         self.resolved.fetch_add(1, Relaxed);
+        self.resolved_own.fetch_add(u64::from(question.own), Relaxed);
+        if let Some(resolved) = self.word.clone().filter(|_| !question.own) {
+            let resolver = Some(PeerId([7; 32]));
+            return self.say(Ok(TagAnswer { resolver, ..TagAnswer::from(resolved) }));
+        }
         if let Some(error) = self.origin_error.clone() {
             return self.say(Err(error));
         }
@@ -229,7 +247,7 @@ impl Content for Fake {
             let why = String::from("connection refused");
             return self.say(Err(OriginError::Unavailable { host: question.upstream.name.clone(), why }));
         }
-        let resolved = self.tags.get(&question.tag).cloned();
+        let resolved = self.tags.get(&question.tag).cloned().map(TagAnswer::from);
         self.say(resolved.ok_or_else(|| unknown(&question.upstream.name)))
     }
 

@@ -18,7 +18,7 @@ use serde_json::Value;
 pub(super) use self::page::Page;
 use super::{
     Inner,
-    answers::{Answers, Bounds},
+    answers::{Aged, Answers, Bounds},
     body::Body,
     content::{Content, ListQuestion},
     error::{Code, Failure},
@@ -50,6 +50,8 @@ struct Key {
 /// The lists of a short while ago; a cheap handle.
 #[derive(Debug, Clone)]
 pub(super) struct Lists(Answers<Key, Arc<List>>);
+
+impl Aged for Arc<List> {}
 
 impl Lists {
     /// The origin is given `patience` to answer.

@@ -12,7 +12,9 @@ use shoal_proto::digest::Digest;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
-    Inner, Request, blob,
+    Inner, Request,
+    answers::Told,
+    blob,
     body::Body,
     content::TagQuestion,
     error::{Code, Failure},
@@ -21,7 +23,10 @@ use super::{
     respond,
     route::Target,
 };
-use crate::origin::{Kind, Resolved, warning};
+use crate::{
+    node::TagAnswer,
+    origin::{Kind, Resolved, warning},
+};
 
 /// Largest manifest, in bytes; containerd refuses more than this too.
 pub(super) const MANIFEST_BYTES: u64 = 4 << 20;
@@ -61,28 +66,45 @@ pub(super) async fn answer(
 }
 
 async fn by_tag(inner: &Inner, target: &Target, tag: &str, request: &Request<'_>) -> Result<Response<Body>, Failure> {
-    let question = TagQuestion {
+    let mut question = TagQuestion {
         upstream: Arc::clone(&target.upstream),
         repository: target.repository.clone(),
         tag: tag.to_owned(),
         accept: accept(request.headers)?,
+        own: false,
     };
-    let told = inner.tags.resolve(&inner.content, question.clone()).await;
-    let told = told.map_err(|error| Failure::from_origin(&error, Kind::Manifest))?;
-    let answered = resolved(inner, target, &told.value, request).await;
-    if answered.is_err() && told.stale.is_none() {
-        // The tag may have moved, or the answer was a lie: ask again next time.
-        inner.tags.forget(&question);
+    let (mut told, mut answered) = ask(inner, target, &question, request).await?;
+    if answered.is_err() && told.value.resolver.is_some() && told.stale.is_none() {
+        // What another node says is not worth a failed pull.
+        question.own = true;
+        (told, answered) = ask(inner, target, &question, request).await?;
     }
     let mut response = answered?;
     let stale = told.stale.and_then(|age| {
         let (host, age) = (&target.upstream.name, age.as_secs());
         warning(&format!("{host} cannot be asked: this is what the tag pointed at {age} s ago"))
     });
-    for warning in stale.into_iter().chain(told.value.warnings) {
+    for warning in stale.into_iter().chain(told.value.resolved.warnings) {
         response.headers_mut().append(WARNING, warning);
     }
     Ok(response)
+}
+
+/// Finds out what a tag points at, and answers for that.
+async fn ask(
+    inner: &Inner,
+    target: &Target,
+    question: &TagQuestion,
+    request: &Request<'_>,
+) -> Result<(Told<TagAnswer>, Result<Response<Body>, Failure>), Failure> {
+    let told = inner.tags.resolve(&inner.content, question.clone()).await;
+    let told = told.map_err(|error| Failure::from_origin(&error, Kind::Manifest))?;
+    let answered = resolved(inner, target, &told.value.resolved, request).await;
+    if answered.is_err() && told.stale.is_none() {
+        // The tag may have moved, or the answer was a lie: ask again next time.
+        inner.tags.forget(question);
+    }
+    Ok((told, answered))
 }
 
 /// Answers for what a tag points at.

@@ -2,6 +2,7 @@
 
 mod lists;
 mod pushes;
+mod tags;
 
 use std::{net::SocketAddr, sync::atomic::Ordering::Relaxed};
 

@@ -146,7 +146,8 @@ impl Fetch {
                 | Message::Fresh { .. }
                 | Message::Segment { .. }
                 | Message::Unknown { .. }
-                | Message::Entitled { .. },
+                | Message::Entitled { .. }
+                | Message::Tag { .. },
                 _,
             ) => {}
         }

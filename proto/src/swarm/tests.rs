@@ -320,7 +320,8 @@ impl World {
             | Message::Peers { .. }
             | Message::Segment { .. }
             | Message::Unknown { .. }
-            | Message::Entitled { .. } => Event::Swarm(to, Input::Received { peer: peer(from), message }),
+            | Message::Entitled { .. }
+            | Message::Tag { .. } => Event::Swarm(to, Input::Received { peer: peer(from), message }),
         };
         self.push(HOP, event);
     }

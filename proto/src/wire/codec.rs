@@ -16,7 +16,8 @@ use bincode::{
 };
 
 use super::{
-    Ask, CONTACTS_MAX, FRAME_BYTES_MAX, GOT_CHUNKS_MAX, Hello, Message, SEGMENT_STATES_MAX, SOURCES_MAX, VERSION,
+    Ask, CONTACTS_MAX, FRAME_BYTES_MAX, GOT_CHUNKS_MAX, Hello, Message, SEGMENT_STATES_MAX, SOURCES_MAX, TagWord,
+    VERSION,
 };
 use crate::{
     chain::{Ends, State},
@@ -24,6 +25,7 @@ use crate::{
     claim::{Segment, Signature},
     digest::{Algorithm, Digest},
     peer::{Contact, PeerId, Place},
+    tags::{self, RECORD_BYTES_MAX},
 };
 
 /// Bytes in front of a frame's body: its length, little-endian.
@@ -191,7 +193,11 @@ fn check(message: &Message) -> Result<(), WireError> {
             limit(states >= 2 || (states == 1 && count == 1), "too few states")?;
             limit(segment.from.at() + states <= count as usize, "the states leave the blob")
         }
-        Message::Revoked { .. }
+        Message::Tag { word: TagWord::Record { record, .. } | TagWord::Resolved { record, .. }, .. } => {
+            limit(record.body.len() <= RECORD_BYTES_MAX, "too large a record of a tag")
+        }
+        Message::Tag { word: TagWord::Wanted { .. } | TagWord::Duty | TagWord::Pending | TagWord::Dropped, .. }
+        | Message::Revoked { .. }
         | Message::Leave { .. }
         | Message::Subscribe { .. }
         | Message::Unsubscribe { .. }
@@ -282,6 +288,25 @@ impl<Context> Decode<Context> for Segment {
     }
 }
 
+/// Body, resolver, signature.
+impl Encode for tags::Record {
+    fn encode<E: Encoder>(&self, encoder: &mut E) -> Result<(), EncodeError> {
+        self.body.encode(encoder)?;
+        self.resolver.encode(encoder)?;
+        self.signature.encode(encoder)
+    }
+}
+
+impl<Context> Decode<Context> for tags::Record {
+    fn decode<D: Decoder<Context = Context>>(decoder: &mut D) -> Result<Self, DecodeError> {
+        Ok(Self {
+            body: Decode::decode(decoder)?,
+            resolver: Decode::decode(decoder)?,
+            signature: Decode::decode(decoder)?,
+        })
+    }
+}
+
 /// Peer, then address.
 impl Encode for Contact {
     fn encode<E: Encoder>(&self, encoder: &mut E) -> Result<(), EncodeError> {
@@ -345,7 +370,7 @@ bytes_on_the_wire!(State, PeerId, Signature);
 
 /// Nothing here borrows from the body, but bincode's derive asks for this twin.
 macro_rules! never_borrowed {
-    ($($name:ident),+) => {$(
+    ($($name:path),+) => {$(
         impl<'de, Context> BorrowDecode<'de, Context> for $name {
             fn borrow_decode<D: BorrowDecoder<'de, Context = Context>>(decoder: &mut D) -> Result<Self, DecodeError> {
                 Self::decode(decoder)
@@ -354,4 +379,4 @@ macro_rules! never_borrowed {
     )+};
 }
 
-never_borrowed!(Digest, ChunkIndex, ChunkSet, State, Ends, Segment, Signature, PeerId, Contact, Place);
+never_borrowed!(Digest, ChunkIndex, ChunkSet, State, Ends, Segment, Signature, PeerId, Contact, Place, tags::Record);

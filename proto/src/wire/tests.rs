@@ -105,6 +105,24 @@ fn joined() -> impl Strategy<Value = Message> {
         .prop_map(|(digest, peers, lease, served, sources)| Message::Joined { digest, peers, lease, served, sources })
 }
 
+fn tag_word() -> impl Strategy<Value = TagWord> {
+    let record = || {
+        let record = (vec(any::<u8>(), 0..=tags::RECORD_BYTES_MAX), peer(), any::<u8>());
+        record.prop_map(|(body, resolver, seed)| {
+            Arc::new(tags::Record { body, resolver, signature: Signature([seed; 64]) })
+        })
+    };
+    let age = || any::<u32>().prop_map(Age);
+    prop_oneof![
+        age().prop_map(|believed| TagWord::Wanted { believed }),
+        Just(TagWord::Duty),
+        Just(TagWord::Pending),
+        (record(), age()).prop_map(|(record, age)| TagWord::Record { record, age }),
+        (record(), age()).prop_map(|(record, age)| TagWord::Resolved { record, age }),
+        Just(TagWord::Dropped),
+    ]
+}
+
 fn contacts() -> impl Strategy<Value = Vec<Contact>> {
     vec(contact(), 0..=CONTACTS_MAX)
 }
@@ -124,6 +142,7 @@ fn message() -> impl Strategy<Value = Message> {
         digest().prop_map(|digest| Message::Unknown { digest }),
         (digest(), contacts()).prop_map(|(digest, peers)| Message::Peers { digest, peers }),
         (digest(), any::<[u8; 32]>()).prop_map(|(digest, proof)| Message::Entitled { digest, proof }),
+        (digest(), tag_word()).prop_map(|(key, word)| Message::Tag { key, word }),
     ]
 }
 
@@ -201,6 +220,11 @@ fn contact_at(address: &str) -> Contact {
     Contact { peer: PeerId([0xcc; 32]), address: address.parse().unwrap() }
 }
 
+fn tag_record(bytes: usize) -> Arc<tags::Record> {
+    let (body, resolver) = (vec![0x66; bytes], PeerId([0xdd; 32]));
+    Arc::new(tags::Record { body, resolver, signature: Signature([0xee; 64]) })
+}
+
 /// One message of each kind, small.
 fn samples() -> Vec<Message> {
     let digest = sha256(0xaa);
@@ -245,6 +269,12 @@ fn samples() -> Vec<Message> {
         Message::Peers { digest, peers: vec![contact_at("10.0.0.1:5051")] },
         Message::Fresh { digest, chunks: vec![ChunkIndex(1), ChunkIndex(65_535)] },
         Message::Entitled { digest, proof: [0x77; 32] },
+        Message::Tag { key: digest, word: TagWord::Wanted { believed: Age(30_000) } },
+        Message::Tag { key: digest, word: TagWord::Duty },
+        Message::Tag { key: digest, word: TagWord::Pending },
+        Message::Tag { key: digest, word: TagWord::Record { record: tag_record(2), age: Age(7) } },
+        Message::Tag { key: digest, word: TagWord::Resolved { record: tag_record(1), age: Age(7) } },
+        Message::Tag { key: digest, word: TagWord::Dropped },
     ]
 }
 
@@ -335,6 +365,10 @@ fn counts_and_places_beyond_the_limits_are_refused() {
         let sources = vec![PeerId([0; 32]); sources];
         Message::Joined { digest, peers, lease: None, served: false, sources }
     };
+    let tag = |bytes| {
+        let word = TagWord::Resolved { record: tag_record(bytes), age: Age(0) };
+        Message::Tag { key: digest, word }
+    };
     let many = || vec![contact_at("1.2.3.4:5"); CONTACTS_MAX + 1];
     for (message, expected) in [
         (joined(many(), 0), "too many contacts"),
@@ -355,6 +389,7 @@ fn counts_and_places_beyond_the_limits_are_refused() {
         (segment(two_chunks, 0, 1), "too few states"),
         (segment(two_chunks, 1, 2), "the states leave the blob"),
         (segment(1, 0, 2), "the states leave the blob"),
+        (tag(tags::RECORD_BYTES_MAX + 1), "too large a record of a tag"),
     ] {
         assert_eq!(limit(&message), expected);
     }
@@ -365,7 +400,7 @@ fn counts_and_places_beyond_the_limits_are_refused() {
 
 #[test]
 fn unknown_kinds_algorithms_and_answers_are_refused() {
-    assert!(matches!(decode_message(&[13]), Err(WireError::Malformed(_))));
+    assert!(matches!(decode_message(&[14]), Err(WireError::Malformed(_))));
     let mut leave = vec![3, 2];
     leave.extend([0; 64]);
     assert_eq!(decode_message(&leave), Err(WireError::Limit("unknown digest algorithm")));
@@ -436,6 +471,12 @@ fn the_encoding_stays_as_it_is() {
         format!("0a00{aa}01{cc}000a000001fbbb13"),
         format!("0b00{aa}0201fbffff"),
         format!("0c00{aa}{}", "77".repeat(32)),
+        format!("0d00{aa}00fb3075"),
+        format!("0d00{aa}01"),
+        format!("0d00{aa}02"),
+        format!("0d00{aa}03026666{dd}{ee}07"),
+        format!("0d00{aa}040166{dd}{ee}07"),
+        format!("0d00{aa}05"),
     ];
     assert_eq!(golden.len(), samples().len());
     for (message, golden) in samples().iter().zip(golden) {

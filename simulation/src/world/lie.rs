@@ -41,7 +41,8 @@ impl World {
             | Message::Subscribe { .. }
             | Message::Entitled { .. }
             | Message::Unsubscribe { .. }
-            | Message::Peers { .. } => self.deliver(from, to, message),
+            | Message::Peers { .. }
+            | Message::Tag { .. } => self.deliver(from, to, message),
         }
     }
 

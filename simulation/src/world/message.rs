@@ -78,7 +78,8 @@ impl World {
             | Message::Peers { .. }
             | Message::Segment { .. }
             | Message::Unknown { .. }
-            | Message::Entitled { .. } => self.swarm(node, Input::Received { peer, message }),
+            | Message::Entitled { .. }
+            | Message::Tag { .. } => self.swarm(node, Input::Received { peer, message }),
         }
     }
 
@@ -140,7 +141,11 @@ fn bytes(message: &Message) -> usize {
         Message::Subscribe { digest, frontier } => named(digest) + index(*frontier),
         Message::Leave { digest } | Message::Unsubscribe { digest } | Message::Unknown { digest } => named(digest),
         Message::Entitled { digest, proof } => named(digest) + proof.len(),
-        Message::Join(_) | Message::Joined { .. } | Message::Peers { .. } | Message::Revoked { .. } => {
+        Message::Join(_)
+        | Message::Joined { .. }
+        | Message::Peers { .. }
+        | Message::Revoked { .. }
+        | Message::Tag { .. } => {
             return encode_message(message).len();
         }
     };

@@ -48,6 +48,7 @@ counts! {
     Spins "spins",
     Stalls "stalls",
     Subscribe "subscribe",
+    Tag "tag",
     Unknown "unknown",
     Unsubscribe "unsubscribe",
     Untracked "untracked",
@@ -132,5 +133,6 @@ pub(crate) const fn kind(message: &Message) -> Count {
         Message::Segment { .. } => Count::Segment,
         Message::Unknown { .. } => Count::Unknown,
         Message::Entitled { .. } => Count::Entitled,
+        Message::Tag { .. } => Count::Tag,
     }
 }
