@@ -73,8 +73,9 @@ async fn a_peer_that_proves_nothing_is_refused_unheard() {
     let rogue = Rogue::new();
     let connection = rogue.connect(node.contact()).await;
     let (mut send, mut receive) = connection.open_bi().await.unwrap();
-    // A message where the hello belongs, and a confirmation that nobody asked for.
-    send.write_all(&wire::encode_message(&numbered(1))).await.unwrap();
+    // A message where the hello belongs, of a kind that reads as another version, and a confirmation that nobody asked for.
+    let message = Message::Unknown { digest: Digest::sha256([1; 32]) };
+    send.write_all(&wire::encode_message(&message)).await.unwrap();
     send.write_all(&[1]).await.unwrap();
     assert_eq!(closed(&connection).await, Close::Version);
     assert!(receive.read(&mut [0; 1]).await.is_err(), "nothing was answered");
