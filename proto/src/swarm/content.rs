@@ -215,10 +215,10 @@ impl Content {
         self.width.note(took, at_once);
     }
 
-    /// A pull was given up. If no other was good meanwhile, all may just be slow: give the next ones twice the time. Else it is
-    /// this peer: nobody else shall be waited for longer.
-    pub(super) fn note_late(&mut self, started: Time, now: Time) {
-        if self.supplied_at > started {
+    /// A pull was given up. All may just be slow: give the next ones twice the time. But if others were good meanwhile, and the
+    /// peer never was, it is this peer: nobody else shall be waited for longer.
+    pub(super) fn note_late(&mut self, started: Time, now: Time, proven: bool) {
+        if self.supplied_at > started && !proven {
             return;
         }
         let took = now.since(started);
@@ -274,9 +274,13 @@ mod tests {
         let at = |milliseconds| Time::ZERO + Duration::from_millis(milliseconds);
         let usual = Duration::from_millis(10);
         content.note_time(at(100), usual, 1);
-        content.note_late(at(90), at(490));
-        assert_eq!(content.pull_time, usual, "another came meanwhile");
-        content.note_late(at(110), at(510));
-        assert_eq!(content.pull_time, Duration::from_millis(800) / PULL_PATIENCE, "nothing came: twice the time");
+        let twice = Duration::from_millis(800) / PULL_PATIENCE;
+        content.note_late(at(90), at(490), false);
+        assert_eq!(content.pull_time, usual, "others came meanwhile, nothing ever of this one");
+        content.note_late(at(110), at(510), false);
+        assert_eq!(content.pull_time, twice, "nothing came of anybody: twice the time");
+        content.pull_time = usual;
+        content.note_late(at(90), at(490), true);
+        assert_eq!(content.pull_time, twice, "it did send before: the link may be slow");
     }
 }

@@ -226,7 +226,7 @@ impl Fetch {
             let probe = self.claims.is_probe(id);
             self.cancel_pull(cx, id);
             if let Some(content) = &mut self.content {
-                content.note_late(pull.started, cx.now);
+                content.note_late(pull.started, cx.now, self.remotes.proven().contains(pull.peer));
             }
             self.remotes.judge(pull.peer, Verdict::Link, cx.now, usual, cx.rng);
             if probe {
