@@ -131,7 +131,8 @@ impl Upstream {
             cache_key: format!("{} for client {}", self.name, NUMBERS.fetch_add(1, Ordering::Relaxed)),
             push: self.push,
             access: self.access,
-            shared_tags: None,
+            // One client's tags are for nobody else; those that anybody may see are.
+            shared_tags: self.shared_tags.filter(|_| self.access != Policy::Private),
             host: self.host.clone(),
             base: self.base.clone(),
             realm_hosts: self.realm_hosts.clone(),
