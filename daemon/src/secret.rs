@@ -207,13 +207,18 @@ impl fmt::Debug for Secret {
 }
 
 fn code(key: &[u8; KEY_BYTES], purpose: &[u8], message: &[u8]) -> Hmac<Sha256> {
-    // HMAC pads a short key with zeros to its block: the same as a key of one whole block, which cannot be refused.
-    let mut block = [0; 64];
-    block[..KEY_BYTES].copy_from_slice(key);
-    let mut code = Hmac::<Sha256>::new(&block.into());
+    let mut code = keyed(key);
     code.update(purpose);
     code.update(message);
     code
+}
+
+/// HMAC-SHA256 under a key of 32 bytes.
+pub(crate) fn keyed(key: &[u8; 32]) -> Hmac<Sha256> {
+    // HMAC pads a short key with zeros to its block: the same as a key of one whole block, which cannot be refused.
+    let mut block = [0; 64];
+    block[..32].copy_from_slice(key);
+    Hmac::new(&block.into())
 }
 
 #[cfg(test)]

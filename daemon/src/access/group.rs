@@ -2,11 +2,14 @@
 
 use std::fmt;
 
-use hmac::{Hmac, KeyInit, Mac};
+use hmac::{Hmac, Mac};
 use sha2::Sha256;
 use shoal_proto::{digest::Digest, peer::PeerId};
 
-use crate::{credentials::Credential, secret::Secret};
+use crate::{
+    credentials::Credential,
+    secret::{Secret, keyed},
+};
 
 /// Bytes of a key.
 const KEY_BYTES: usize = 32;
@@ -60,10 +63,7 @@ impl GroupKey {
     }
 
     fn keyed(&self, purpose: &[u8], digest: &Digest) -> Hmac<Sha256> {
-        // HMAC pads a short key with zeros to its block: the same as a key of one whole block, which cannot be refused.
-        let mut block = [0; 64];
-        block[..KEY_BYTES].copy_from_slice(&self.0);
-        let mut code = Hmac::<Sha256>::new(&block.into());
+        let mut code = keyed(&self.0);
         code.update(purpose);
         code.update(digest.to_string().as_bytes());
         code
@@ -88,23 +88,13 @@ impl GroupKey {
 
     /// For the ledger, which only its owner can read.
     pub(super) fn to_hex(self) -> String {
-        use std::fmt::Write as _;
-        self.0.iter().fold(String::new(), |mut text, byte| {
-            write!(text, "{byte:02x}").unwrap_or_else(|error| unreachable!("memory takes every text: {error}"));
-            text
-        })
+        Digest::sha256(self.0).hex()
     }
 
     /// The key of a ledger's line.
     pub(super) fn from_hex(text: &str) -> Option<Self> {
-        let mut key = [0; KEY_BYTES];
-        if text.len() != 2 * KEY_BYTES || !text.is_ascii() {
-            return None;
-        }
-        for (at, byte) in key.iter_mut().enumerate() {
-            *byte = u8::from_str_radix(&text[2 * at..2 * at + 2], 16).ok()?;
-        }
-        Some(Self(key))
+        let digest: Digest = format!("sha256:{text}").parse().ok()?;
+        digest.as_bytes().try_into().ok().map(Self)
     }
 }
 

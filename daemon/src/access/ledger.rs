@@ -8,17 +8,19 @@
 //! A line is written when it becomes true and never changed; what concerns blobs that are gone is left out when the file is
 //! opened. A line that is lost or unreadable costs a question to the origin: what is not known to be allowed is asked for.
 
+mod journal;
+
 use std::{
     collections::HashMap,
-    fs::{self, File, OpenOptions},
-    io::{self, BufRead, BufReader, Write},
-    os::unix::fs::OpenOptionsExt,
+    fs::{File, OpenOptions},
+    io::{self, Write},
     path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use shoal_proto::digest::Digest;
 
+use self::journal::{PARTIAL, line};
 use super::{GroupKey, Scope};
 
 /// Digests that are kept at most. Those beyond are asked for at the origin each time, and go to no peer.
@@ -27,8 +29,6 @@ const DIGESTS_MAX: usize = if cfg!(test) { 1 << 10 } else { 1 << 20 };
 const PARTIAL_LINES_MAX: usize = 1 << 20;
 /// Scopes of one digest.
 const SCOPES_MAX: usize = 8;
-/// Longest line that is read, in bytes: three times what a line can need.
-const LINE_BYTES_MAX: u64 = 1024;
 
 /// Whether a request may be answered from what is here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,11 +104,11 @@ impl Ledger {
     pub fn open(path: &Path, stored: impl Fn(&Digest) -> bool) -> io::Result<Self> {
         let mut kept = HashMap::new();
         match File::open(path) {
-            Ok(file) => read(file, &mut kept, stored)?,
+            Ok(file) => journal::read(file, &mut kept, stored)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
-        let journal = rewrite(path, &kept).or_else(|error| {
+        let journal = journal::rewrite(path, &kept).or_else(|error| {
             // A full disk is no reason not to serve what is on it.
             tracing::warn!(%error, path = %path.display(), "the access ledger cannot be written anew");
             OpenOptions::new().append(true).open(path)
@@ -271,78 +271,11 @@ impl State {
     }
 }
 
-const PARTIAL: &str = "partial-";
-
-impl Kept {
-    fn lines(&self, digest: &Digest) -> String {
-        let scopes = self.scopes.iter().map(|scope| line("", digest, scope));
-        scopes.chain(self.partial.iter().map(|scope| line(PARTIAL, digest, scope))).collect()
-    }
-}
-
-fn line(prefix: &str, digest: &Digest, scope: &Scope) -> String {
-    match scope {
-        Scope::Public => format!("{prefix}public {digest}\n"),
-        Scope::Node(key) => format!("{prefix}node {digest} {}\n", key.to_hex()),
-        Scope::Private => format!("{prefix}private {digest}\n"),
-    }
-}
-
-/// Writes the ledger with what counts of it, and opens it for more.
-fn rewrite(path: &Path, kept: &HashMap<Digest, Kept>) -> io::Result<File> {
-    let fresh = path.with_extension("new");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
-    let lines = kept.iter().map(|(digest, kept)| kept.lines(digest)).collect::<String>();
-    if let Err(error) = file.write_all(lines.as_bytes()).and_then(|()| file.sync_all()) {
-        fs::remove_file(&fresh).ok();
-        return Err(error);
-    }
-    fs::rename(&fresh, path)?;
-    OpenOptions::new().append(true).open(path)
-}
-
-/// Reads what lines there are. One that was cut off by a crash is as good as lost, and so is one that somebody changed.
-fn read(file: File, kept: &mut HashMap<Digest, Kept>, stored: impl Fn(&Digest) -> bool) -> io::Result<()> {
-    let mut file = BufReader::new(file);
-    let mut bytes = Vec::new();
-    loop {
-        bytes.clear();
-        if io::Read::take(&mut file, LINE_BYTES_MAX).read_until(b'\n', &mut bytes)? == 0 {
-            return Ok(());
-        }
-        let whole = bytes.strip_suffix(b"\n").and_then(|text| std::str::from_utf8(text).ok());
-        let Some((is_partial, digest, scope)) = whole.and_then(parse) else { continue };
-        if !stored(&digest) || kept.len() >= DIGESTS_MAX && !kept.contains_key(&digest) {
-            continue;
-        }
-        let entry: &mut Kept = kept.entry(digest).or_default();
-        if is_partial {
-            entry.partial = Some(scope);
-        } else if !entry.scopes.contains(&scope) && entry.scopes.len() < SCOPES_MAX {
-            entry.scopes.push(scope);
-        }
-    }
-}
-
-fn parse(line: &str) -> Option<(bool, Digest, Scope)> {
-    let mut words = line.split(' ');
-    let (kind, digest, key) = (words.next()?, words.next()?.parse().ok()?, words.next());
-    if words.next().is_some() {
-        return None;
-    }
-    let (is_partial, kind) = kind.strip_prefix(PARTIAL).map_or((false, kind), |kind| (true, kind));
-    let scope = match (kind, key) {
-        ("public", None) => Scope::Public,
-        ("node", Some(key)) => Scope::Node(GroupKey::from_hex(key)?),
-        ("private", None) => Scope::Private,
-        _ => return None,
-    };
-    Some((is_partial, digest, scope))
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::{credentials::Credential, secret::Secret};
 
@@ -519,6 +452,7 @@ mod tests {
             format!("everybody {DIGEST}\n"),
             "public sha256:00\n".to_owned(),
             format!("public {DIGEST}{long}\n"),
+            format!("{}public {DIGEST}\n", "x".repeat(1024)),
             format!("{long}\n"),
         ] {
             fs::write(&path, [good.as_bytes(), b"\xff\xfe\n", bad.as_bytes()].concat()).unwrap();

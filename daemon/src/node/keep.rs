@@ -8,7 +8,7 @@ use shoal_proto::{
 };
 use tokio::task::spawn_blocking;
 
-use super::{Node, OpenError, Want, obey::sign_chain, parts::Parts};
+use super::{Node, OpenError, Want, obey::sign_chain, parts::Parts, whole::blocking};
 use crate::store::Draft;
 
 impl Node {
@@ -87,10 +87,4 @@ fn store(parts: &Parts, draft: Draft, digest: &Digest, states: Option<&[State]>)
 
 fn disk(error: std::io::Error) -> OpenError {
     OpenError::Disk(error.to_string())
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
-) -> Result<T, OpenError> {
-    spawn_blocking(work).await.map_err(std::io::Error::other).and_then(|done| done).map_err(disk)
 }

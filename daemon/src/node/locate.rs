@@ -6,7 +6,10 @@ use std::sync::Arc;
 use rand::seq::IteratorRandom;
 use shoal_proto::{digest::Digest, peer::Contact, swarm::Input};
 
-use super::driver::{Driver, Fact};
+use super::{
+    driver::{Driver, Fact},
+    parts::Parts,
+};
 
 /// Connected peers that a fetch gets to know where the DHT names no trackers.
 const KNOWN_MAX: usize = 20;
@@ -29,10 +32,7 @@ impl Driver {
         self.tasks.spawn(async move {
             let key = parts.secret.blob_key(&name);
             let trackers = async {
-                let mut trackers = parts.dht.trackers(key).await;
-                if trackers.iter().all(|tracker| tracker.peer == parts.identity.peer()) {
-                    trackers = parts.rendezvous.trackers(&parts.plane, &name).await;
-                }
+                let trackers = parts.trackers(&name).await;
                 facts.send(Fact::Swarm(Input::Located { digest, trackers, known })).await.ok();
             };
             let holders = async {
@@ -41,5 +41,17 @@ impl Driver {
             };
             tokio::join!(trackers, holders);
         });
+    }
+}
+
+impl Parts {
+    /// The trackers of a blob or a tag, first choice first: of the DHT, or where that names none but this node, those that
+    /// the bootstrap addresses lead to.
+    pub(super) async fn trackers(&self, name: &Digest) -> Vec<Contact> {
+        let trackers = self.dht.trackers(self.secret.blob_key(name)).await;
+        if trackers.iter().any(|tracker| tracker.peer != self.identity.peer()) {
+            return trackers;
+        }
+        self.rendezvous.trackers(&self.plane, name).await
     }
 }

@@ -151,7 +151,7 @@ impl Node {
 
     async fn ask_trackers(&self, circle: &Circle, believed: Age) -> Found {
         let (began, key) = (tokio::time::Instant::now(), circle.key());
-        let trackers = timeout(LOCATE, self.tag_trackers(&key)).await.unwrap_or_default();
+        let trackers = timeout(LOCATE, self.shared.parts.trackers(&key)).await.unwrap_or_default();
         let mut errand = Errand::new(believed, trackers);
         let mut next = errand.go_on(began.elapsed());
         // Closed, until a tracker is asked.
@@ -183,15 +183,6 @@ impl Node {
                 Ok(None) | Err(_) => errand.go_on(began.elapsed()),
             };
         }
-    }
-
-    async fn tag_trackers(&self, key: &Digest) -> Vec<Contact> {
-        let parts = &self.shared.parts;
-        let trackers = parts.dht.trackers(parts.secret.blob_key(key)).await;
-        if trackers.iter().any(|tracker| tracker.peer != parts.identity.peer()) {
-            return trackers;
-        }
-        parts.rendezvous.trackers(&parts.plane, key).await
     }
 
     fn sign_record(&self, circle: &Circle, resolved: &Resolved) -> Option<Arc<Record>> {

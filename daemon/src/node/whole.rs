@@ -88,7 +88,8 @@ fn write(mut hash: Sha512, file: &BlobFile, at: u64, frames: &[Bytes]) -> std::i
     Ok(hash)
 }
 
-async fn blocking<T: Send + 'static>(
+/// Work on the disk, off the async threads.
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
 ) -> Result<T, OpenError> {
     let done = spawn_blocking(work).await.map_err(std::io::Error::other).and_then(|done| done);

@@ -3,12 +3,12 @@
 
 use std::sync::Arc;
 
-use hmac::{Hmac, KeyInit, Mac};
+use hmac::{Hmac, Mac};
 use quinn::{EndpointConfig, crypto};
 use quinn_proto::HashedConnectionIdGenerator;
 use sha2::Sha256;
 
-use crate::identity::Identity;
+use crate::{identity::Identity, secret::keyed};
 
 /// The key of reset tokens. It outlives the process, since it follows from the node's own.
 struct ResetKey(Hmac<Sha256>);
@@ -38,19 +38,12 @@ impl ResetKey {
 /// Parameters of an endpoint whose connections a later process of the same node can end.
 pub(super) fn endpoint(identity: &Identity) -> EndpointConfig {
     let key = identity.derive(b"shoal stateless reset 1");
-    let mut config = EndpointConfig::new(Arc::new(ResetKey(Hmac::new(&block(&key)))));
+    let mut config = EndpointConfig::new(Arc::new(ResetKey(keyed(&key))));
     // Only for ids that it could have given itself, a node sends resets.
     let id_key =
         identity.derive(b"shoal connection ids 1").iter().take(8).fold(0, |key, byte| key << 8 | u64::from(*byte));
     config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(id_key)));
     config
-}
-
-/// HMAC pads a short key with zeros to its block: the same as a key of one whole block, which cannot be refused.
-fn block(key: &[u8; 32]) -> hmac::digest::Key<Hmac<Sha256>> {
-    let mut block = [0; 64];
-    block[..32].copy_from_slice(key);
-    block.into()
 }
 
 #[cfg(test)]
@@ -62,7 +55,7 @@ mod tests {
     fn tokens_are_the_same_for_one_node_and_others_for_another() {
         let token = |identity: &Identity, data: &[u8]| {
             let mut out = [0; 32];
-            let key = ResetKey(Hmac::new(&block(&identity.derive(b"x"))));
+            let key = ResetKey(keyed(&identity.derive(b"x")));
             key.sign(data, &mut out);
             assert!(key.verify(data, &out).is_ok() && key.verify(b"other", &out).is_err());
             out
