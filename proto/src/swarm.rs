@@ -77,7 +77,8 @@ pub struct Swarm {
     place: Place,
     limits: Limits,
     rng: Pcg64Mcg,
-    fetches: BTreeMap<Digest, Fetch>,
+    /// Boxed: a map of so large things that has but one spreads what each search looks at over many pages.
+    fetches: BTreeMap<Digest, Box<Fetch>>,
     links: Links,
     uploads: Uploads,
     ids: u64,
@@ -282,7 +283,7 @@ impl Swarm {
             fetch.elapsed(&mut cx);
         }
         fetches.retain(|_, fetch| !fetch.is_idle(now, idle));
-        self.wake = self.fetches.values().filter_map(Fetch::deadline).min();
+        self.wake = self.fetches.values().filter_map(|fetch| fetch.deadline()).min();
     }
 
     /// Lets fetches that had to wait for others' pulls ask for more, from a random one on, so that none starves.
@@ -313,13 +314,13 @@ impl Swarm {
 
     /// The fetches and held blobs.
     pub fn fetches(&self) -> impl Iterator<Item = FetchView> {
-        self.fetches.values().map(Fetch::view)
+        self.fetches.values().map(|fetch| fetch.view())
     }
 
     /// One fetch or held blob.
     #[must_use]
     pub fn fetch(&self, digest: &Digest) -> Option<FetchView> {
-        self.fetches.get(digest).map(Fetch::view)
+        self.fetches.get(digest).map(|fetch| fetch.view())
     }
 
     /// Whether all states of a segment are known already and equal, so that its signature does not matter.
@@ -331,20 +332,20 @@ impl Swarm {
     /// All signed states of a blob, for keeping beside its bytes.
     #[must_use]
     pub fn segments(&self, digest: &Digest) -> &[Arc<Segment>] {
-        self.fetches.get(digest).map_or(&[], Fetch::segments)
+        self.fetches.get(digest).map_or(&[], |fetch| fetch.segments())
     }
 
     /// The states of a blob's chain from the initial one, as far as known, signed or not.
     #[must_use]
     pub fn states(&self, digest: &Digest) -> &[State] {
-        self.fetches.get(digest).map_or(&[], Fetch::states)
+        self.fetches.get(digest).map_or(&[], |fetch| fetch.states())
     }
 
     fn parts<'a>(
         &'a mut self,
         now: Time,
         out: &'a mut Vec<Output>,
-    ) -> (&'a mut BTreeMap<Digest, Fetch>, &'a mut Uploads, Context<'a>) {
+    ) -> (&'a mut BTreeMap<Digest, Box<Fetch>>, &'a mut Uploads, Context<'a>) {
         let Self { me, place, limits, rng, fetches, links, uploads, ids, wake: _ } = self;
         (fetches, uploads, Context { now, me: *me, place: *place, limits, rng, links, ids, out })
     }
@@ -356,13 +357,13 @@ impl Swarm {
             fetch.rearm(&cx);
         }
         fetches.retain(|_, fetch| !fetch.is_failed());
-        let due = self.fetches.values().filter_map(Fetch::deadline).min();
+        let due = self.fetches.values().filter_map(|fetch| fetch.deadline()).min();
         self.arm(due);
     }
 
     fn held(&mut self, now: Time, digest: Digest, size: u64, segments: Vec<Arc<Segment>>) {
         if let Some(fetch) = Fetch::held(digest, size, segments, now) {
-            let due = self.fetches.entry(digest).or_insert(fetch).deadline();
+            let due = self.fetches.entry(digest).or_insert_with(|| Box::new(fetch)).deadline();
             self.arm(due);
         }
     }
@@ -375,7 +376,7 @@ impl Swarm {
             out.push(Output::Failed { digest, why: FetchError::Limit });
             return;
         }
-        self.fetches.insert(digest, Fetch::new(digest, now));
+        self.fetches.insert(digest, Box::new(Fetch::new(digest, now)));
         self.one(now, &digest, out, |fetch, cx| {
             fetch.start(cx, restored);
             fetch.rearm(cx);

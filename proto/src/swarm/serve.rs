@@ -1,6 +1,6 @@
 //! Upload slots: a few chunks at once, a short queue, and a fast "busy" for the rest.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 use super::{AskId, Context, Output, fetch::Fetch, near::Near, width::Width};
 use crate::{chain::Ends, chunk::ChunkIndex, digest::Digest, peer::PeerId, time::Time, wire::Answer};
@@ -8,7 +8,8 @@ use crate::{chain::Ends, chunk::ChunkIndex, digest::Digest, peer::PeerId, time::
 /// What is being uploaded and what waits.
 #[derive(Debug, Default)]
 pub(super) struct Uploads {
-    active: BTreeMap<AskId, Upload>,
+    /// Few: a row is searched faster than a tree.
+    active: Vec<(AskId, Upload)>,
     waiting: VecDeque<(AskId, Upload)>,
     /// How many fit.
     width: Width,
@@ -46,7 +47,7 @@ impl Uploads {
         let hogs = stock != Stock::Urgent && self.hogs(upload.peer, most);
         let room = if stock == Stock::Urgent { cx.limits.releases_max } else { cx.limits.asks_waiting_max };
         if !hogs && self.active.len() < most {
-            self.active.insert(ask, upload);
+            self.active.push((ask, upload));
             cx.links.uploads = self.active.len();
             cx.out.push(Output::Serve { ask });
         } else if !hogs && self.waiting.len() < room {
@@ -60,7 +61,7 @@ impl Uploads {
 
     /// Whether a peer takes up so many slots that, with few left, others shall have them.
     fn hogs(&self, peer: PeerId, uploads_max: usize) -> bool {
-        let own = self.active.values().filter(|upload| upload.peer == peer).count();
+        let own = self.active.iter().filter(|(_, upload)| upload.peer == peer).count();
         own * 3 >= uploads_max && self.active.len() * 3 >= uploads_max * 2
     }
 
@@ -72,17 +73,18 @@ impl Uploads {
         ask: AskId,
         is_here: impl Fn(&Upload) -> bool,
     ) -> Option<Upload> {
-        let Some(done) = self.active.remove(&ask) else {
+        let Some(at) = self.active.iter().position(|(active, _)| *active == ask) else {
             self.waiting.retain(|(waiting, _)| *waiting != ask);
             return None;
         };
+        let (_, done) = self.active.swap_remove(at);
         self.width.note(cx.now.since(done.since), self.active.len() + 1);
         let most = self.width.at_once(cx.limits.uploads_max);
         while self.active.len() < most
             && let Some((next, upload)) = self.waiting.pop_front()
         {
             if is_here(&upload) {
-                self.active.insert(next, Upload { since: cx.now, ..upload });
+                self.active.push((next, Upload { since: cx.now, ..upload }));
                 cx.out.push(Output::Serve { ask: next });
                 break;
             }
