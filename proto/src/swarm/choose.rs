@@ -18,7 +18,7 @@ impl Fetch {
                 // Only peers that were asked their share already are of use: the share is for where others can be asked too.
                 let content = self.content.as_ref()?;
                 let full = self.remotes.full() & self.remotes.proven() & !slow;
-                let full = full & content.offers.useful(|_| Slots::ALL);
+                let full = full & content.offers.useful(full, full, |_| Slots::ALL);
                 let most = share(content.pulls_max(cx.limits), cx.limits.pulls_per_peer_max, full.len());
                 let below = full.iter().filter(|slot| self.remotes[*slot].pulls < most);
                 let below = below.fold(Slots::NONE, |all, slot| all | Slots::only(slot));
@@ -61,7 +61,7 @@ impl Fetch {
         }
         // The peer first: whoever has the rarest chunks is asked by all.
         let allowed = |chunk| self.may_fetch(chunk, hungry);
-        let useful = content.offers.useful(allowed) & peers;
+        let useful = content.offers.useful(peers, self.remotes.free(), allowed) & peers;
         let slot = self.least_asked(cx, useful)?;
         content.offers.rarest(cx.rng, Slots::only(slot), allowed).map(|(chunk, _)| (slot, chunk))
     }

@@ -93,10 +93,17 @@ impl Offers {
         !self.open.is_empty()
     }
 
-    /// All peers that have open chunks which they may be asked for, as far as some of these show.
-    pub(super) fn useful(&self, allowed: impl Fn(ChunkIndex) -> Slots) -> Slots {
-        let some = self.open.iter().take(COMPARED);
-        some.fold(Slots::NONE, |all, chunk| all | self.holders[chunk.at()] & allowed(*chunk))
+    /// Peers that have open chunks which they may be asked for, as far as some of these show. If none of `free` has any of
+    /// those, because all are to be had from few peers alone that are asked enough, it is looked further for one of `peers`.
+    pub(super) fn useful(&self, peers: Slots, free: Slots, allowed: impl Fn(ChunkIndex) -> Slots) -> Slots {
+        let able = |chunk: &ChunkIndex| self.holders[chunk.at()] & allowed(*chunk);
+        let (some, others) = self.open.split_at(self.open.len().min(COMPARED));
+        let useful = some.iter().fold(Slots::NONE, |all, chunk| all | able(chunk));
+        if useful.meets(free) {
+            return useful;
+        }
+        let further = others.iter().take(LOOKED_AT).map(able).find(|able| able.meets(peers));
+        useful | further.unwrap_or_default()
     }
 
     /// Of the open chunks that some of `peers` have and may be asked for, the rarest, and which of them have it.
@@ -189,6 +196,18 @@ mod tests {
         let allowed = |chunk: ChunkIndex| if chunk.0 == 2 { Slots::only(slot(1)) } else { Slots::NONE };
         let (chunk, able) = offers.rarest(&mut rng, Slots::ALL, allowed).expect("chunk 2");
         assert_eq!((chunk.0, able), (2, Slots::only(slot(1))));
+    }
+
+    #[test]
+    fn what_others_have_is_seen_behind_many_chunks_that_only_a_peer_has_which_is_asked_enough() {
+        let mut offers = offers(&[1; COMPARED * 2]);
+        let behind = ChunkIndex(COMPARED as u32 + 7);
+        offers.list(slot(5), behind);
+        let [first, other] = [0, 5].map(|at| Slots::only(slot(at)));
+        let useful = |free: Slots| offers.useful(other, free, |_| Slots::ALL);
+        assert_eq!(useful(first | other), first, "the first chunks show somebody who is free");
+        assert!(useful(other).meets(other), "nobody who is free has any of the first chunks");
+        assert!(!offers.useful(other, other, |_| first).meets(other), "whom it may not be asked of");
     }
 
     #[test]

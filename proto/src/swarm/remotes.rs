@@ -171,6 +171,11 @@ impl Remotes {
                 self.resting.remove(slot);
             }
         }
+        self.free()
+    }
+
+    /// The same, as it was when that was last looked at.
+    pub(super) fn free(&self) -> Slots {
         self.used & !self.resting & !self.full
     }
 
