@@ -20,6 +20,8 @@ use crate::{
 
 /// Members that are drawn at random to find one that can take a lease.
 const DRAWS: usize = 32;
+/// Of so many that can, the one that has most gets it. Few, since what it has is its own word.
+const CANDIDATES: usize = 4;
 
 /// A blob.
 #[derive(Debug, Default)]
@@ -196,17 +198,18 @@ impl Tracked {
         self.members.get(peer).filter(|member| member.may_hold(key.scope())).map(Member::peer)
     }
 
-    /// A random member of the holder's zone that can hold a lease and did not.
+    /// A random member of the holder's zone that can hold a lease and did not: of a few the one that has most, since one whose
+    /// link is slow has less than others.
     fn untried(&self, rng: &mut Pcg64Mcg, key: Key) -> Option<PeerId> {
         let line = self.leases.line(key)?;
         let holder = line.lease.as_ref()?.holder;
         let zone = self.members.zone(self.members.get(holder)?.place.zone)?;
         let drawn = (0..DRAWS).map(|_| zone.members()[rng.random_range(0..zone.members().len())]);
-        let mut able = drawn.map(|at| self.members.at(at)).filter(|member| {
+        let able = drawn.map(|at| self.members.at(at)).filter(|member| {
             let fresh = member.peer() != holder && !line.trial.was_tried(member.peer());
             fresh && member.may_hold(key.scope()) && !self.leases.is_barred(member.peer())
         });
-        able.next().map(Member::peer)
+        able.take(CANDIDATES).reduce(|one, other| if other.have > one.have { other } else { one }).map(Member::peer)
     }
 
     /// For whom a lease was asked back, if it can still take it.

@@ -39,6 +39,8 @@ const REPORTS: u32 = 3;
 const SAMPLE: u32 = 2;
 /// So many holders are about equal before the origin is taken for the limit: two may both be slow, where one node in fifty is.
 const EQUALS: usize = 3;
+/// After such a part of its time the second is judged if it is like the first.
+const DULL: u32 = 10;
 /// But the third is only tried where so many chunks are left: what is on its way when a lease moves comes twice.
 const MANY: u32 = 256;
 /// Holders that are remembered as tried.
@@ -140,10 +142,11 @@ impl Tenure {
         let own = self.own();
         let Others { chunks, time, late, reports } = self.others;
         let average = (chunks / time.max(0.001)).max(0.0);
-        let others = if late >= REPORTS { average } else { own };
-        let hoards = others * HOARDS + chunk < own;
         let old = self.first.at + STARVES_TIME <= self.last.at && self.first.have + STARVES_AFTER <= self.last.have;
         let starves = old && reports >= REPORTS && average * STARVES < own;
+        // Early reports are not enough to say how much less the others get, but that they get nothing.
+        let others = if late >= REPORTS || starves { average } else { own };
+        let hoards = others * HOARDS + chunk < own;
         Measure { amount: per_second(amount, self.steady.at, self.last.at), others, chunk, hoards, starves }
     }
 
@@ -245,14 +248,16 @@ impl Trial {
             && report.have == tenure.first.have
             && report.left >= BARREN_LEFT
             && since + BARREN <= report.at;
+        let (holder, measure, long) = (tenure.holder, tenure.measure(), tenure.is_worth_trials());
+        let due =
+            since + pause <= report.at || since + pause / DULL <= report.at && long && self.is_dull(&measure, report);
         // With several streams it is the origin that is slow, and each holder would have to find that out anew.
-        if !barren && (since + pause > report.at || sparse) || report.streams > 1 {
+        if !barren && (!due || sparse) || report.streams > 1 {
             return Verdict::Stay;
         }
-        let (holder, measure) = (tenure.holder, tenure.measure());
         // Where one after the other starves them, it is not the holder.
         let starved = barren || measure.starves && since + STARVES_TIME * (1 << self.tried.len()) <= report.at;
-        let worth = starved || tenure.is_worth_trials();
+        let worth = starved || long;
         match self.best {
             Some((best, known)) if best != holder => {
                 if known.beats(&measure, FASTER) && worth {
@@ -282,6 +287,15 @@ impl Trial {
             }
             Some(_) | None => Verdict::Stay,
         }
+    }
+
+    /// Whether the second holder is like the first. Where that one was slow, one whose links are sound soon gets much more,
+    /// even if it has to catch up: a third can be tried at once.
+    fn is_dull(&self, measure: &Measure, report: Report) -> bool {
+        let second = self.tried.len() + 1 == EQUALS && report.left >= MANY;
+        let holder = self.tenure.map(|tenure| tenure.holder);
+        let like = |known: &Measure| !measure.beats(known, FASTER) && !known.beats(measure, FASTER);
+        second && self.best.as_ref().is_some_and(|(best, known)| Some(*best) != holder && like(known))
     }
 
     /// The lease was asked back for this one.
@@ -375,6 +389,33 @@ mod tests {
         assert_eq!(decided_after(1, 48), Some(1000));
         assert_eq!(decided_after(1, 4), None, "too little is left");
         assert_eq!(decided_after(2, 48), None, "two in a row: it is not the holder");
+    }
+
+    #[test]
+    fn a_second_holder_is_judged_early_if_it_is_like_the_first() {
+        let limits = Limits::default();
+        // So many chunks a second under each of two holders, until the second is judged, in milliseconds.
+        let judged = |rates: [u64; 2]| {
+            let (mut trial, mut begun) = (Trial::default(), 0);
+            for (holder, rate) in rates.into_iter().enumerate() {
+                let report = |milliseconds: u64| Report {
+                    at: Time::ZERO + Duration::from_millis(begun + milliseconds),
+                    have: u32::try_from(1 + rate * milliseconds / 1000).expect("a short test"),
+                    left: 100_000,
+                    streams: 1,
+                    amount: 1 + rate * milliseconds,
+                };
+                trial.begin(PeerId([holder as u8; 32]), report(0));
+                let mut moments = (50..=5000).step_by(50);
+                let end = moments.find(|at| trial.judge(report(*at), &limits) != Verdict::Stay)?;
+                trial.ask_back(PeerId([9; 32]));
+                begun = end;
+            }
+            Some(begun)
+        };
+        assert!(judged([20, 20]).is_some_and(|milliseconds| milliseconds < 500));
+        assert_eq!(judged([20, 5000]), None, "it is better");
+        assert!(judged([200, 20]).is_some_and(|milliseconds| milliseconds > 2000), "it may have to catch up");
     }
 
     #[test]

@@ -166,7 +166,7 @@ fn nobody_else_is_tried_where_the_end_is_near() {
 #[test]
 fn whoever_takes_a_lease_over_is_told_of_the_old_holder() {
     let mut cluster = Cluster::new(&[10.0; 60]);
-    cluster.run(1.0);
+    cluster.run(0.5);
     assert_eq!(cluster.held.len(), 2);
     assert!(cluster.named.contains(&contact(0)), "{:?}", cluster.named);
 }
