@@ -439,12 +439,23 @@ impl Fetch {
 }
 
 /// The tracker at which the nodes of this node's rack meet, if it has a name: else each would know only those of them that
-/// happened to choose the same tracker.
+/// happened to choose the same tracker. Rendezvous hashing, since trackers' names begin alike: by distance, one of four had
+/// half of all racks.
 fn meeting_point(cx: &Context<'_>, trackers: &[Contact]) -> Option<PeerId> {
     let Place { zone, rack } = cx.place;
-    let point = ((u64::from(zone) << 32) | u64::from(rack)).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes();
-    let distance = |peer: &PeerId| std::array::from_fn::<u8, 8, _>(|at| peer.0[at] ^ point[at]);
-    trackers.iter().map(|contact| contact.peer).filter(|_| rack != 0).min_by_key(distance)
+    let point = (u64::from(zone) << 32) | u64::from(rack);
+    trackers.iter().map(|contact| contact.peer).filter(|_| rack != 0).max_by_key(|peer| weight(*peer, point))
+}
+
+/// A number that looks random, for a peer and a point (the finalizer of splitmix64).
+fn weight(peer: PeerId, point: u64) -> u64 {
+    let words = peer.0.chunks_exact(8).map(|word| word.iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte)));
+    words.fold(point, |sum, word| {
+        let mixed = (sum ^ word).wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ mixed >> 31
+    })
 }
 
 /// A random wait, most often near the end of the window: of many nodes that draw one, few draw an early one, and the

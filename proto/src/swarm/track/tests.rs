@@ -178,3 +178,15 @@ fn the_nodes_of_a_rack_meet_at_one_tracker() {
     }
     assert_eq!(common(&asked(Place { zone: 1, rack: 0 })), 0, "nodes without a rack are spread over all");
 }
+
+#[test]
+fn racks_spread_evenly_over_trackers_whose_names_begin_alike() {
+    let trackers: Vec<PeerId> =
+        (0..4_u8).map(|id| PeerId(std::array::from_fn(|at| if at == 1 { id } else { 7 }))).collect();
+    let racks = |tracker: &PeerId| {
+        let chosen = |rack: u64| trackers.iter().max_by_key(|peer| weight(**peer, rack));
+        (1..=400).filter(|rack| chosen(*rack) == Some(tracker)).count()
+    };
+    let counts: Vec<usize> = trackers.iter().map(racks).collect();
+    assert!(counts.iter().all(|count| (70..=130).contains(count)), "{counts:?}");
+}
