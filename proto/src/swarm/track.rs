@@ -30,6 +30,8 @@ const SILENCE: Duration = Duration::from_millis(400);
 #[derive(Debug, Default)]
 pub(super) struct Tracking {
     trackers: Vec<Contact>,
+    /// Those that are asked if none of these answers any more.
+    reserve: Vec<Contact>,
     /// The one that gets the heartbeats.
     at: usize,
     /// Another one that is asked once, so that the groups of the trackers mix.
@@ -156,7 +158,10 @@ impl Tracking {
         match self.state {
             State::Idle | State::Completing => None,
             State::Locating { since } => Some(since + limits.join_timeout * 3),
-            State::Joining { since } | State::Asking { since } => Some(since + limits.join_timeout),
+            State::Joining { since } => Some(since + limits.join_timeout),
+            // With several asked, one would have answered sooner.
+            State::Asking { since } if !self.reserve.is_empty() => Some(since + limits.join_timeout / 2),
+            State::Asking { since } => Some(since + limits.join_timeout),
             State::Joined { beat, unanswered } => {
                 let hungry = progressed + HUNGER;
                 let early = hungry.max(beat + limits.lease_heartbeat);
@@ -186,7 +191,13 @@ impl Tracking {
 impl Fetch {
     pub(super) fn located(&mut self, cx: &mut Context<'_>, mut trackers: Vec<Contact>, known: Vec<Contact>) {
         trackers.retain(|contact| !self.claims.is_banned(contact.peer));
+        let mut reserve = trackers.split_off(trackers.len().min(cx.limits.trackers_max));
+        if trackers.iter().all(|contact| cx.is_silent(contact.peer)) && !reserve.is_empty() {
+            trackers = std::mem::take(&mut reserve);
+        }
         trackers.truncate(cx.limits.trackers_max);
+        reserve.truncate(cx.limits.trackers_max);
+        self.tracking.reserve = reserve;
         if !self.is_fetching() {
             if self.tracking.state == State::Completing {
                 self.tracking.trackers = trackers;
@@ -259,14 +270,31 @@ impl Fetch {
             cx.note_silent(tracker.peer);
         }
         let others = self.tracking.trackers.iter().filter(|contact| Some(**contact) != silent);
-        let others: Vec<Contact> = others.copied().collect();
+        let others = others.copied().collect();
+        self.ask_all(cx, others);
+    }
+
+    /// None of the trackers answers: the next closest are asked, as everybody will that finds the same. Only then is there
+    /// nobody to be asked.
+    fn ask_reserve(&mut self, cx: &mut Context<'_>) {
+        let reserve = std::mem::take(&mut self.tracking.reserve);
+        if !reserve.is_empty() {
+            for contact in std::mem::replace(&mut self.tracking.trackers, reserve.clone()) {
+                cx.note_silent(contact.peer);
+            }
+        }
+        self.ask_all(cx, reserve);
+    }
+
+    /// Asks several trackers at once, whichever answers first; without any, prepares the fallback.
+    fn ask_all(&mut self, cx: &mut Context<'_>, trackers: Vec<Contact>) {
         self.tracking.at = self.tracking.trackers.len();
-        if others.is_empty() {
+        if trackers.is_empty() {
             self.fall_back(cx);
             return;
         }
         self.tracking.state = State::Asking { since: cx.now };
-        for tracker in others {
+        for tracker in trackers {
             if cx.reach(tracker) {
                 self.send_join(cx, tracker.peer);
             }
@@ -290,7 +318,7 @@ impl Fetch {
             State::Idle | State::Completing => {}
             State::Locating { .. } => self.join(cx),
             State::Joining { .. } => self.next_tracker(cx),
-            State::Asking { .. } => self.fall_back(cx),
+            State::Asking { .. } => self.ask_reserve(cx),
             State::Joined { unanswered: Some(since), .. }
                 if since + SILENCE <= cx.now && self.progressed + HUNGER <= cx.now =>
             {

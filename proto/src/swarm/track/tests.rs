@@ -37,7 +37,11 @@ impl Node {
     }
 
     fn handle(&mut self, input: Input) {
-        self.swarm.handle(Time::ZERO, input, &mut self.out);
+        self.handle_at(Duration::ZERO, input);
+    }
+
+    fn handle_at(&mut self, since: Duration, input: Input) {
+        self.swarm.handle(Time::ZERO + since, input, &mut self.out);
     }
 
     /// The trackers that it dials.
@@ -189,4 +193,26 @@ fn racks_spread_evenly_over_trackers_whose_names_begin_alike() {
     };
     let counts: Vec<usize> = trackers.iter().map(racks).collect();
     assert!(counts.iter().all(|count| (70..=130).contains(count)), "{counts:?}");
+}
+
+#[test]
+fn where_all_trackers_are_silent_the_next_closest_are_asked_and_at_last_nobody() {
+    let mut node = Node::new(1);
+    let located = Input::Located { digest: digest(), trackers: (1..=8).map(tracker).collect(), known: Vec::new() };
+    node.handle(located.clone());
+    let mut rounds = vec![node.dialled()];
+    let wait = Limits::default().join_timeout;
+    for after in [wait, wait * 3 / 2, wait * 5 / 2] {
+        node.handle_at(after, Input::Elapsed);
+        rounds.push(node.dialled());
+    }
+    let asked = |round: &Vec<PeerId>| round.iter().map(|peer| peer.0[0]).collect::<std::collections::BTreeSet<u8>>();
+    let rounds: Vec<_> = rounds.iter().map(asked).collect();
+    assert!(rounds[0].union(&rounds[1]).copied().eq(1..=4), "{rounds:?}");
+    assert!(rounds[2].iter().copied().eq(5..=8), "{rounds:?}");
+    assert!(rounds[3].is_empty(), "{rounds:?}");
+    // Those that are known to be silent are passed over when the fetch begins anew.
+    node.handle_at(wait * 5 / 2, located);
+    let fetch = node.swarm.fetches.values().next().expect("it goes on");
+    assert!(fetch.tracking.trackers.iter().map(|contact| contact.peer.0[0]).eq(5..=8));
 }
