@@ -37,6 +37,9 @@ const SETTLED: Duration = Duration::from_millis(500);
 const REPORTS: u32 = 3;
 /// Chunks that a tenure brings before it is judged, if it lasts no longer than trials may.
 const SAMPLE: u32 = 2;
+/// A later holder is sent away, even if it got no chunk yet, if it gets so many times less: one that has to catch up meanwhile
+/// gets a part of what there is.
+const HOPELESS: f64 = 6.0;
 /// So many holders are about equal before the origin is taken for the limit: two may both be slow, where one node in fifty is.
 const EQUALS: usize = 3;
 /// After such a part of its time the second is judged if it is like the first.
@@ -252,6 +255,7 @@ impl Trial {
         let due =
             since + pause <= report.at || since + pause / DULL <= report.at && long && self.is_dull(&measure, report);
         // With several streams it is the origin that is slow, and each holder would have to find that out anew.
+        let sparse = sparse && !self.is_hopeless(&measure);
         if !barren && (!due || sparse) || report.streams > 1 {
             return Verdict::Stay;
         }
@@ -287,6 +291,14 @@ impl Trial {
             }
             Some(_) | None => Verdict::Stay,
         }
+    }
+
+    /// Whether the holder gets so much less than one before it that nothing has to be counted in chunks.
+    fn is_hopeless(&self, measure: &Measure) -> bool {
+        let holder = self.tenure.map(|tenure| tenure.holder);
+        self.best.as_ref().is_some_and(|(best, known)| {
+            Some(*best) != holder && !known.hoards && known.amount > measure.amount * HOPELESS
+        })
     }
 
     /// Whether the second holder is like the first. Where that one was slow, one whose links are sound soon gets much more,
@@ -416,6 +428,29 @@ mod tests {
         assert!(judged([20, 20]).is_some_and(|milliseconds| milliseconds < 500));
         assert_eq!(judged([20, 5000]), None, "it is better");
         assert!(judged([200, 20]).is_some_and(|milliseconds| milliseconds > 2000), "it may have to catch up");
+    }
+
+    #[test]
+    fn a_holder_that_gets_next_to_nothing_is_sent_away_before_its_first_chunk() {
+        let (mut trial, mut now) = (Trial::default(), Time::ZERO);
+        assert_eq!(tenure(&mut trial, &mut now, 1, 10_000_000, 100_000), Some(Verdict::Another));
+        let report = |milliseconds: u64, rate: u64| Report {
+            at: now + Duration::from_millis(milliseconds),
+            have: 7,
+            left: 100_000,
+            streams: 1,
+            amount: 1 + rate * milliseconds / 1000,
+        };
+        let judged = |trial: &mut Trial, rate: u64| {
+            trial.begin(PeerId([2; 32]), report(0, rate));
+            (50..4000).step_by(50).find_map(|at| match trial.judge(report(at, rate), &Limits::default()) {
+                Verdict::Stay => None,
+                verdict @ (Verdict::Another | Verdict::Back(_)) => Some(verdict),
+            })
+        };
+        assert_eq!(judged(&mut trial, 200_000), Some(Verdict::Back(PeerId([1; 32]))));
+        trial.ask_back(PeerId([2; 32]));
+        assert_eq!(judged(&mut trial, 5_000_000), None, "large chunks take their time");
     }
 
     #[test]
