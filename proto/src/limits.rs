@@ -66,8 +66,7 @@ pub struct Limits {
     pub lease_trial: Duration,
     /// Longest time between such trials.
     pub lease_trial_max: Duration,
-    /// A holder that was asked to give its lease back, and did not for so long, loses it; after twice as long though bytes come
-    /// in, for those of one chunk are worth less than a swarm's time.
+    /// A holder that was asked to give its lease back, and did not for so long, loses it.
     pub lease_handover: Duration,
     /// How long a lease holder waits for peers that may have the blob before it asks the origin.
     pub holders_patience: Duration,

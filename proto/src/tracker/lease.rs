@@ -106,8 +106,7 @@ impl Lease {
     pub(super) fn end(&self, limits: &Limits) -> Time {
         let silence = if self.missed { limits.lease_timeout / 2 } else { limits.lease_timeout };
         let end = (self.heard + silence).min(self.progressed + limits.lease_stall);
-        let over =
-            |asked: Time| (asked.max(self.progressed) + limits.lease_handover).min(asked + limits.lease_handover * 2);
+        let over = |asked: Time| (asked.max(self.progressed) + limits.lease_handover).min(asked + limits.lease_stall);
         self.ending.map_or(end, |asked| over(asked).min(end))
     }
 

@@ -39,7 +39,7 @@ const REPORTS: u32 = 3;
 const SAMPLE: u32 = 2;
 /// A later holder is sent away, even if it got no chunk yet, if it gets so many times less: one that has to catch up meanwhile
 /// gets a part of what there is.
-const HOPELESS: f64 = 6.0;
+const HOPELESS: f64 = 20.0;
 /// So many holders are about equal before the origin is taken for the limit: two may both be slow, where one node in fifty is.
 const EQUALS: usize = 3;
 /// After such a part of its time the second is judged if it is like the first.

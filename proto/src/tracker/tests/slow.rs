@@ -177,7 +177,7 @@ fn a_holder_that_does_not_give_the_lease_back_loses_it() {
     cluster.deaf = true;
     cluster.run(0.5);
     assert_eq!(cluster.held, [0]);
-    cluster.run(2.5);
+    cluster.run(6.5);
     assert_eq!(cluster.held.len(), 2);
 }
 
