@@ -11,7 +11,7 @@ use rand::RngExt;
 
 use super::{Context, Output, fetch::Fetch, lease::Lease};
 use crate::{
-    digest::Digest,
+    digest::{Algorithm, Digest},
     limits::Limits,
     peer::{Contact, PeerId, Place},
     time::Time,
@@ -214,7 +214,7 @@ impl Fetch {
             .then(|| (self.tracking.at + cx.rng.random_range(1..live)) % live)
             .and_then(|at| trackers.get(at))
             .map(|contact| contact.peer);
-        self.tracking.meeting_point = meeting_point(cx, &trackers[..live]);
+        self.tracking.meeting_point = meeting_point(cx.place, &trackers[..live]);
         self.tracking.second = self.tracking.meeting_point.or(other);
         self.tracking.named.retain(|tracker, _| trackers.iter().any(|contact| contact.peer == *tracker));
         self.tracking.trackers = trackers;
@@ -275,13 +275,15 @@ impl Fetch {
     }
 
     /// None of the trackers answers: the next closest are asked, as everybody will that finds the same. Only then is there
-    /// nobody to be asked.
+    /// nobody to be asked. The others stay trackers: an answer of theirs may only be late, and a lease that is given is told
+    /// to them too.
     fn ask_reserve(&mut self, cx: &mut Context<'_>) {
         let reserve = std::mem::take(&mut self.tracking.reserve);
         if !reserve.is_empty() {
-            for contact in std::mem::replace(&mut self.tracking.trackers, reserve.clone()) {
-                cx.note_silent(contact.peer);
+            for tracker in &self.tracking.trackers {
+                cx.note_silent(tracker.peer);
             }
+            self.tracking.trackers.extend(&reserve);
         }
         self.ask_all(cx, reserve);
     }
@@ -469,21 +471,13 @@ impl Fetch {
 /// The tracker at which the nodes of this node's rack meet, if it has a name: else each would know only those of them that
 /// happened to choose the same tracker. Rendezvous hashing, since trackers' names begin alike: by distance, one of four had
 /// half of all racks.
-fn meeting_point(cx: &Context<'_>, trackers: &[Contact]) -> Option<PeerId> {
-    let Place { zone, rack } = cx.place;
-    let point = (u64::from(zone) << 32) | u64::from(rack);
-    trackers.iter().map(|contact| contact.peer).filter(|_| rack != 0).max_by_key(|peer| weight(*peer, point))
-}
-
-/// A number that looks random, for a peer and a point (the finalizer of splitmix64).
-fn weight(peer: PeerId, point: u64) -> u64 {
-    let words = peer.0.chunks_exact(8).map(|word| word.iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte)));
-    words.fold(point, |sum, word| {
-        let mixed = (sum ^ word).wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ mixed >> 31
-    })
+fn meeting_point(place: Place, trackers: &[Contact]) -> Option<PeerId> {
+    let Place { zone, rack } = place;
+    let weight = |peer: &PeerId| {
+        let named = [&peer.0[..], &zone.to_be_bytes(), &rack.to_be_bytes()].concat();
+        Digest::of(Algorithm::Sha256, &named)
+    };
+    trackers.iter().map(|contact| contact.peer).filter(|_| rack != 0).max_by_key(weight)
 }
 
 /// A random wait, most often near the end of the window: of many nodes that draw one, few draw an early one, and the

@@ -175,6 +175,17 @@ impl Measure {
             (true, false) => false,
         }
     }
+
+    /// Whether a holder gets so much less than the one before it that nothing has to be counted in chunks.
+    fn is_hopeless(&self, known: &Self) -> bool {
+        !known.hoards && known.amount > self.amount * HOPELESS
+    }
+
+    /// Whether neither is clearly better. Where the first holder was slow, a second whose links are sound soon gets much
+    /// more, even if it has to catch up: one that is like it is slow too, and a third can be tried at once.
+    fn is_like(&self, known: &Self) -> bool {
+        !self.beats(known, FASTER) && !known.beats(self, FASTER)
+    }
 }
 
 fn per_second(amount: f64, from: Time, to: Time) -> f64 {
@@ -245,40 +256,43 @@ impl Trial {
         if self.pause.is_some() && tenure.steady == tenure.first && since + pause / 2 <= report.at {
             tenure.steady = report;
         }
-        let sparse =
-            tenure.last.have.saturating_sub(tenure.first.have) < SAMPLE && since + limits.lease_trial_max > report.at;
         let barren = self.tried.len() == 1
             && report.have == tenure.first.have
             && report.left >= BARREN_LEFT
             && since + BARREN <= report.at;
+        let few =
+            tenure.last.have.saturating_sub(tenure.first.have) < SAMPLE && since + limits.lease_trial_max > report.at;
         let (holder, measure, long) = (tenure.holder, tenure.measure(), tenure.is_worth_trials());
-        let due =
-            since + pause <= report.at || since + pause / DULL <= report.at && long && self.is_dull(&measure, report);
+        let earlier = self.best.filter(|(best, _)| *best != holder);
+        let (hopeless, dull) = earlier.map_or((false, false), |(_, known)| {
+            let second = self.tried.len() + 1 == EQUALS && report.left >= MANY;
+            (measure.is_hopeless(&known), second && long && measure.is_like(&known))
+        });
+        let due = since + pause <= report.at || since + pause / DULL <= report.at && dull;
         // With several streams it is the origin that is slow, and each holder would have to find that out anew.
-        let sparse = sparse && !self.is_hopeless(&measure);
-        if !barren && (!due || sparse) || report.streams > 1 {
+        if !barren && (!due || few && !hopeless) || report.streams > 1 {
             return Verdict::Stay;
         }
         // Where one after the other starves them, it is not the holder.
         let starved = barren || measure.starves && since + STARVES_TIME * (1 << self.tried.len()) <= report.at;
         let worth = starved || long;
-        match self.best {
-            Some((best, known)) if best != holder => {
-                if known.beats(&measure, FASTER) && worth {
-                    self.lengthen(pause, limits);
-                    return Verdict::Back(best);
-                }
-                self.best = Some((holder, measure));
-                if measure.beats(&known, FASTER) {
-                    self.lengthen(pause, limits);
-                    self.measure_anew();
-                } else if worth && self.tried.len() < EQUALS && report.left >= MANY {
-                    return Verdict::Another;
-                } else {
-                    self.settle(limits);
-                }
-                Verdict::Stay
+        if let Some((best, known)) = earlier {
+            if known.beats(&measure, FASTER) && worth {
+                self.lengthen(pause, limits);
+                return Verdict::Back(best);
             }
+            self.best = Some((holder, measure));
+            if measure.beats(&known, FASTER) {
+                self.lengthen(pause, limits);
+                self.measure_anew();
+            } else if worth && self.tried.len() < EQUALS && report.left >= MANY {
+                return Verdict::Another;
+            } else {
+                self.settle(limits);
+            }
+            return Verdict::Stay;
+        }
+        match self.best {
             Some((_, known)) if self.settled && !known.beats(&measure, SAGS) => {
                 self.measure_anew();
                 Verdict::Stay
@@ -291,23 +305,6 @@ impl Trial {
             }
             Some(_) | None => Verdict::Stay,
         }
-    }
-
-    /// Whether the holder gets so much less than one before it that nothing has to be counted in chunks.
-    fn is_hopeless(&self, measure: &Measure) -> bool {
-        let holder = self.tenure.map(|tenure| tenure.holder);
-        self.best.as_ref().is_some_and(|(best, known)| {
-            Some(*best) != holder && !known.hoards && known.amount > measure.amount * HOPELESS
-        })
-    }
-
-    /// Whether the second holder is like the first. Where that one was slow, one whose links are sound soon gets much more,
-    /// even if it has to catch up: a third can be tried at once.
-    fn is_dull(&self, measure: &Measure, report: Report) -> bool {
-        let second = self.tried.len() + 1 == EQUALS && report.left >= MANY;
-        let holder = self.tenure.map(|tenure| tenure.holder);
-        let like = |known: &Measure| !measure.beats(known, FASTER) && !known.beats(measure, FASTER);
-        second && self.best.as_ref().is_some_and(|(best, known)| Some(*best) != holder && like(known))
     }
 
     /// The lease was asked back for this one.

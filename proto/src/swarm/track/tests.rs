@@ -185,11 +185,12 @@ fn the_nodes_of_a_rack_meet_at_one_tracker() {
 
 #[test]
 fn racks_spread_evenly_over_trackers_whose_names_begin_alike() {
-    let trackers: Vec<PeerId> =
-        (0..4_u8).map(|id| PeerId(std::array::from_fn(|at| if at == 1 { id } else { 7 }))).collect();
-    let racks = |tracker: &PeerId| {
-        let chosen = |rack: u64| trackers.iter().max_by_key(|peer| weight(**peer, rack));
-        (1..=400).filter(|rack| chosen(*rack) == Some(tracker)).count()
+    let alike =
+        |id: u8| Contact { peer: PeerId(std::array::from_fn(|at| if at == 1 { id } else { 7 })), ..tracker(id) };
+    let trackers: Vec<Contact> = (0..4).map(alike).collect();
+    let racks = |tracker: &Contact| {
+        let chosen = |rack: u32| meeting_point(Place { zone: 1, rack }, &trackers);
+        (1..=400).filter(|rack| chosen(*rack) == Some(tracker.peer)).count()
     };
     let counts: Vec<usize> = trackers.iter().map(racks).collect();
     assert!(counts.iter().all(|count| (70..=130).contains(count)), "{counts:?}");
@@ -215,4 +216,32 @@ fn where_all_trackers_are_silent_the_next_closest_are_asked_and_at_last_nobody()
     node.handle_at(wait * 5 / 2, located);
     let fetch = node.swarm.fetches.values().next().expect("it goes on");
     assert!(fetch.tracking.trackers.iter().map(|contact| contact.peer.0[0]).eq(5..=8));
+}
+
+#[test]
+fn a_tracker_that_answers_late_counts_although_the_next_closest_were_asked_and_it_hears_of_their_lease() {
+    let mut node = Node::new(1);
+    let wait = Limits::default().join_timeout;
+    let located = Input::Located { digest: digest(), trackers: (1..=8).map(tracker).collect(), known: Vec::new() };
+    node.handle(located);
+    for id in 1..=6 {
+        node.connect(tracker(id).peer);
+    }
+    for after in [wait, wait * 3 / 2] {
+        node.handle_at(after, Input::Elapsed);
+    }
+    node.joins();
+    let answer = |lease: Option<Grant>| Message::Joined {
+        digest: digest(),
+        peers: Vec::new(),
+        lease,
+        served: lease.is_none(),
+        sources: Vec::new(),
+    };
+    let (late, next) = (tracker(2).peer, tracker(6).peer);
+    node.handle_at(wait * 3 / 2, Input::Received { peer: next, message: answer(Some(GRANT)) });
+    assert!(node.joins().contains(&(late, true)), "it hears of the lease that another one gave");
+    node.handle_at(wait * 3 / 2, Input::Received { peer: late, message: answer(None) });
+    let fetch = node.swarm.fetches.values().next().expect("it goes on");
+    assert!(fetch.tracking.named.contains_key(&late), "its answer counts");
 }
