@@ -26,6 +26,8 @@ pub(super) struct Lease {
     connections: Connections,
     /// A stream was opened under it.
     active: bool,
+    /// A stream brought a chunk: only then other leases may gather here, since a node whose link is slow shall not get all.
+    carries: bool,
     /// It is to be given back when the chunk that is on its way is here.
     ending: bool,
     tries: u8,
@@ -73,6 +75,7 @@ impl Lease {
             runs: Vec::new(),
             connections: Connections::default(),
             active: false,
+            carries: false,
             ending: false,
             tries: 0,
             not_before: None,
@@ -109,6 +112,11 @@ impl Lease {
     /// Whether streams were opened under it.
     pub(super) const fn is_active(&self) -> bool {
         self.active
+    }
+
+    /// Whether a stream brought a chunk.
+    pub(super) const fn carries(&self) -> bool {
+        self.carries
     }
 
     /// Whether another stream is to be opened: of those that go on for more than `ahead` chunks, so many are wanted.
@@ -226,7 +234,7 @@ impl Fetch {
 
     pub(super) fn drop_lease(&mut self, cx: &mut Context<'_>) {
         self.stop_origin(cx);
-        if self.lease.take().is_some_and(|lease| lease.active) {
+        if self.lease.take().is_some_and(|lease| lease.carries) {
             cx.links.leases = cx.links.leases.saturating_sub(1);
             cx.links.burden_changed = true;
         }
@@ -269,10 +277,7 @@ impl Fetch {
             let run = RunId(cx.next_id());
             let Some(lease) = &mut self.lease else { return };
             lease.runs.push(Run { id: run, next: from, until, bytes: 0, asked: Some(cx.now) });
-            if !std::mem::replace(&mut lease.active, true) {
-                cx.links.leases += 1;
-                cx.links.burden_changed = true;
-            }
+            lease.active = true;
             cx.links.pace.opened();
             cx.out.push(Output::PullOrigin { digest: self.digest, run, from, until, before });
         }
@@ -365,6 +370,10 @@ impl Fetch {
         cx.links.pace.came(cx.now, self.content.as_ref().map_or(0, |content| content.layout().len(chunk)));
         if let Some(lease) = &mut self.lease {
             lease.tries = 0;
+            if !std::mem::replace(&mut lease.carries, true) {
+                cx.links.leases += 1;
+                cx.links.burden_changed = true;
+            }
         }
         match end {
             Some(end) => self.link(cx, chunk, end),

@@ -71,6 +71,8 @@ pub(super) struct Lease {
     pub(super) confirmed: bool,
     /// When it was asked back. As long as bytes come in, the holder may take a while to finish its chunk.
     pub(super) ending: Option<Time>,
+    /// It was asked back because next to nothing comes in: that is not waited for.
+    pub(super) hopeless: bool,
 }
 
 impl Lease {
@@ -87,6 +89,7 @@ impl Lease {
             own,
             confirmed: false,
             ending: None,
+            hopeless: false,
         }
     }
 
@@ -106,7 +109,10 @@ impl Lease {
     pub(super) fn end(&self, limits: &Limits) -> Time {
         let silence = if self.missed { limits.lease_timeout / 2 } else { limits.lease_timeout };
         let end = (self.heard + silence).min(self.progressed + limits.lease_stall);
-        let over = |asked: Time| (asked.max(self.progressed) + limits.lease_handover).min(asked + limits.lease_stall);
+        let over = |asked: Time| {
+            let progressed = if self.hopeless { asked } else { asked.max(self.progressed) };
+            (progressed + limits.lease_handover).min(asked + limits.lease_stall)
+        };
         self.ending.map_or(end, |asked| over(asked).min(end))
     }
 

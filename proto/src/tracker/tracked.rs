@@ -131,7 +131,9 @@ impl Tracked {
             let epoch = *epoch;
             let begun = key != Key::Origin || held.bytes > 0;
             let amount = if key == Key::Origin { held.bytes } else { u64::from(join.have) };
-            let report = Report { at: now, have: join.have, left: held.left, amount, streams: held.streams };
+            let members = self.members.zone(zone).map_or(0, |zone| zone.members().len());
+            let members = u32::try_from(members).unwrap_or(u32::MAX);
+            let report = Report { at: now, have: join.have, left: held.left, amount, streams: held.streams, members };
             let Some(line) = self.leases.line_mut(key) else { return returned };
             if !known {
                 line.trial.begin(peer, report);
@@ -181,8 +183,13 @@ impl Tracked {
     fn ask_back(&mut self, now: Time, key: Key, verdict: Verdict, (limits, rng): (&Limits, &mut Pcg64Mcg)) -> bool {
         let next = match verdict {
             Verdict::Stay => return false,
-            Verdict::Back(peer) => self.able(key, peer).or_else(|| self.untried(rng, key)),
-            Verdict::Another => self.untried(rng, key),
+            // The better one may be gone, or have told only its own tracker for a while: whoever it is that gets the lease, it
+            // will do better, too.
+            Verdict::Back { to, .. } => self
+                .able(key, to)
+                .or_else(|| self.candidate(rng, key, true))
+                .or_else(|| self.candidate(rng, key, false)),
+            Verdict::Another => self.candidate(rng, key, true),
         };
         let Some(line) = self.leases.line_mut(key) else { return false };
         let (Some(next), Some(lease)) = (next, &mut line.lease) else {
@@ -190,6 +197,7 @@ impl Tracked {
             return false;
         };
         lease.ending = Some(now);
+        lease.hopeless = matches!(verdict, Verdict::Back { hopeless: true, .. });
         line.trial.ask_back(next);
         true
     }
@@ -198,15 +206,15 @@ impl Tracked {
         self.members.get(peer).filter(|member| member.may_hold(key.scope())).map(Member::peer)
     }
 
-    /// A random member of the holder's zone that can hold a lease and did not: of a few the one that has most, since one whose
-    /// link is slow has less than others.
-    fn untried(&self, rng: &mut Pcg64Mcg, key: Key) -> Option<PeerId> {
+    /// A random member of the holder's zone that can hold a lease, and did not if it shall be `untried`: of a few the one that
+    /// has most, since one whose link is slow has less than others.
+    fn candidate(&self, rng: &mut Pcg64Mcg, key: Key, untried: bool) -> Option<PeerId> {
         let line = self.leases.line(key)?;
         let holder = line.lease.as_ref()?.holder;
         let zone = self.members.zone(self.members.get(holder)?.place.zone)?;
         let drawn = (0..DRAWS).map(|_| zone.members()[rng.random_range(0..zone.members().len())]);
         let able = drawn.map(|at| self.members.at(at)).filter(|member| {
-            let fresh = member.peer() != holder && !line.trial.was_tried(member.peer());
+            let fresh = member.peer() != holder && !(untried && line.trial.was_tried(member.peer()));
             fresh && member.may_hold(key.scope()) && !self.leases.is_barred(member.peer())
         });
         able.take(CANDIDATES).reduce(|one, other| if other.have > one.have { other } else { one }).map(Member::peer)

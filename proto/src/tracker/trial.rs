@@ -29,12 +29,16 @@ const BARREN_LEFT: u32 = 16;
 /// A fetch that would be over sooner is not worth a trial: one in fifty nodes may be slow, and a trial costs about a second
 /// where a node's link is no faster than the origin, since the new holder has to catch up meanwhile.
 const WORTH: Duration = Duration::from_secs(30);
+/// A settled lease is tried out again, even if it gets no slower, after this long at first and after at most so long: where
+/// few members report, none of those that were tried may have been the right one.
+const REST_MAX: Duration = Duration::from_secs(1800);
 /// Later tenures are measured so many times longer than the first, since their holders have to catch up.
 const LONGER: u32 = 16;
 /// What the others report counts from so long after the lease was taken, when chunks had time to go round.
 const SETTLED: Duration = Duration::from_millis(500);
-/// So many reports say how the others get on.
-const REPORTS: u32 = 3;
+/// So many members that report, or all if there are fewer, say how the others get on: one alone may be the slow one, and
+/// hungry ones report more often than those that get on.
+const REPORTERS: u32 = 3;
 /// Chunks that a tenure brings before it is judged, if it lasts no longer than trials may.
 const SAMPLE: u32 = 2;
 /// A later holder is sent away, even if it got no chunk yet, if it gets so many times less: one that has to catch up meanwhile
@@ -59,7 +63,10 @@ pub(super) struct Trial {
     before: f64,
     /// How long a tenure is measured; none for the first one's.
     pause: Option<Duration>,
-    settled: bool,
+    /// Until when it stays where it is, unless it gets much slower; none while it is tried out.
+    again: Option<Time>,
+    /// How long it stays then, if longer than a fetch that is worth a trial.
+    rest: Duration,
     tried: Vec<PeerId>,
     /// The lease was asked back for this one.
     next: Option<PeerId>,
@@ -72,8 +79,8 @@ pub(super) enum Verdict {
     Stay,
     /// Some member that was not tried.
     Another,
-    /// One that was better.
-    Back(PeerId),
+    /// One that was better. Where the holder is hopeless, nothing is lost if its chunk is not waited for.
+    Back { to: PeerId, hopeless: bool },
 }
 
 /// What a holder reports.
@@ -88,6 +95,8 @@ pub(super) struct Report {
     pub(super) streams: u8,
     /// What came in under the lease: bytes from the origin, chunks into a zone.
     pub(super) amount: u64,
+    /// Members of its zone that the tracker knows, the holder included.
+    pub(super) members: u32,
 }
 
 /// One member's report, held against the one before.
@@ -116,10 +125,12 @@ struct Others {
     chunks: f64,
     /// The time that it took them, added up over them, in seconds.
     time: f64,
-    /// Reports.
-    reports: u32,
-    /// Those that came late enough to mean something.
+    /// Members that reported since chunks could have come.
+    early: u32,
+    /// Those that reported late enough to mean something.
     late: u32,
+    /// All that there are, but for those that held the lease.
+    members: u32,
 }
 
 /// How good a tenure is, a second.
@@ -127,9 +138,13 @@ struct Others {
 struct Measure {
     /// What comes in under the lease.
     amount: f64,
-    /// Chunks that the others get on average, and that many less if one came a moment too late.
-    others: f64,
+    /// Which part of it members get on average, the holder included, where that hoards; else all.
+    spread: f64,
+    /// Chunks that members get on average, the holder included, and that many less if one came a moment too late.
+    each: f64,
     chunk: f64,
+    /// Chunks that the others get on average.
+    others: f64,
     hoards: bool,
     starves: bool,
 }
@@ -143,14 +158,25 @@ impl Tenure {
         let chunk = per_second(1.0, self.first.at, self.last.at);
         let amount = self.last.amount.saturating_sub(self.steady.amount) as f64;
         let own = self.own();
-        let Others { chunks, time, late, reports } = self.others;
+        let Others { chunks, time, early, late, members } = self.others;
+        let enough = REPORTERS.min(members).max(1);
         let average = (chunks / time.max(0.001)).max(0.0);
         let old = self.first.at + STARVES_TIME <= self.last.at && self.first.have + STARVES_AFTER <= self.last.have;
-        let starves = old && reports >= REPORTS && average * STARVES < own;
+        let starves = old && early >= enough && average * STARVES < own;
         // Early reports are not enough to say how much less the others get, but that they get nothing.
-        let others = if late >= REPORTS || starves { average } else { own };
+        let others = if late >= enough || starves { average } else { own };
         let hoards = others * HOARDS + chunk < own;
-        Measure { amount: per_second(amount, self.steady.at, self.last.at), others, chunk, hoards, starves }
+        let each = (own + others * f64::from(members)) / (1.0 + f64::from(members));
+        let spread = if hoards { each / own } else { 1.0 };
+        Measure {
+            amount: per_second(amount, self.steady.at, self.last.at),
+            spread,
+            each,
+            chunk,
+            others,
+            hoards,
+            starves,
+        }
     }
 
     /// Chunks a second that the holder got, from wherever.
@@ -167,18 +193,18 @@ impl Tenure {
 }
 
 impl Measure {
-    /// Whether this is clearly better, by the factor.
+    /// Whether this is clearly better, by the factor: where one of them hoards, what members get counts.
     fn beats(&self, other: &Self, factor: f64) -> bool {
         match (self.hoards, other.hoards) {
             (false, false) => self.amount > other.amount * factor,
-            (_, true) => self.others > (other.others + self.chunk) * factor,
-            (true, false) => false,
+            (_, true) => self.each > (other.each + self.chunk) * factor,
+            (true, false) => self.each > (other.each + other.chunk) * factor,
         }
     }
 
     /// Whether a holder gets so much less than the one before it that nothing has to be counted in chunks.
     fn is_hopeless(&self, known: &Self) -> bool {
-        !known.hoards && known.amount > self.amount * HOPELESS
+        known.amount * known.spread > self.amount * HOPELESS
     }
 
     /// Whether neither is clearly better. Where the first holder was slow, a second whose links are sound soon gets much
@@ -214,8 +240,10 @@ impl Trial {
         let earlier = tenure.first.at.since(since).as_secs_f64() * before;
         tenure.others.chunks += f64::from(has) - f64::from(had) - earlier;
         tenure.others.time += now.since(since.max(tenure.first.at)).as_secs_f64();
-        tenure.others.reports += u32::from(now > tenure.first.at + STARVES_TIME / 2);
-        tenure.others.late += u32::from(now.since(tenure.first.at) >= SETTLED);
+        let first_after = |after: Duration| since < tenure.first.at + after && now >= tenure.first.at + after;
+        let (early, late) = (first_after(STARVES_TIME / 2), first_after(SETTLED));
+        tenure.others.early += u32::from(early);
+        tenure.others.late += u32::from(late);
     }
 
     /// The holder reported its lease for the first time.
@@ -245,6 +273,7 @@ impl Trial {
 
     /// The holder reports again.
     pub(super) fn judge(&mut self, report: Report, limits: &Limits) -> Verdict {
+        let held = u32::try_from(self.tried.len()).unwrap_or(u32::MAX);
         let Some(tenure) = &mut self.tenure else { return Verdict::Stay };
         let pause = self.pause.unwrap_or(limits.lease_trial);
         if tenure.last.amount == 0 && report.amount > 0 {
@@ -253,6 +282,7 @@ impl Trial {
         }
         let since = tenure.first.at;
         tenure.last = report;
+        tenure.others.members = report.members.saturating_sub(held);
         if self.pause.is_some() && tenure.steady == tenure.first && since + pause / 2 <= report.at {
             tenure.steady = report;
         }
@@ -279,7 +309,7 @@ impl Trial {
         if let Some((best, known)) = earlier {
             if known.beats(&measure, FASTER) && worth {
                 self.lengthen(pause, limits);
-                return Verdict::Back(best);
+                return Verdict::Back { to: best, hopeless };
             }
             self.best = Some((holder, measure));
             if measure.beats(&known, FASTER) {
@@ -288,17 +318,18 @@ impl Trial {
             } else if worth && self.tried.len() < EQUALS && report.left >= MANY {
                 return Verdict::Another;
             } else {
+                self.rest = (self.rest * 2).clamp(WORTH, REST_MAX);
                 self.settle(limits);
             }
             return Verdict::Stay;
         }
         match self.best {
-            Some((_, known)) if self.settled && !known.beats(&measure, SAGS) => {
+            Some((_, known)) if self.again.is_some_and(|again| report.at < again) && !known.beats(&measure, SAGS) => {
                 self.measure_anew();
                 Verdict::Stay
             }
             Some(_) | None if worth => {
-                self.settled = false;
+                self.again = None;
                 self.best = self.best.map(|_| (holder, measure));
                 self.pause = self.pause.or(Some(limits.lease_trial * LONGER));
                 Verdict::Another
@@ -314,7 +345,7 @@ impl Trial {
 
     /// There is nobody else to try, for now.
     pub(super) fn settle(&mut self, limits: &Limits) {
-        self.settled = true;
+        self.again = self.tenure.map(|tenure| tenure.last.at + self.rest.max(WORTH));
         self.pause = Some(limits.lease_trial_max);
         self.best = self.best.or(self.tenure.map(|tenure| (tenure.holder, tenure.measure())));
         self.measure_anew();
@@ -330,131 +361,4 @@ impl Trial {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// What the tracker hears of one holder, which gets so many bytes a second, until it decides something.
-    fn tenure(trial: &mut Trial, now: &mut Time, holder: u8, rate: u64, left: u32) -> Option<Verdict> {
-        let report = |at: Time, since: Time| Report {
-            at,
-            have: 1 + u32::try_from(at.since(since).as_millis() / 1000).expect("a short test"),
-            left,
-            streams: 1,
-            amount: 1 + rate * u64::try_from(at.since(since).as_millis()).expect("a short test") / 1000,
-        };
-        let since = *now;
-        trial.begin(PeerId([holder; 32]), report(since, since));
-        let reports = (1..=600).map(|step| since + Duration::from_millis(50) * step);
-        for at in reports {
-            *now = at;
-            match trial.judge(report(at, since), &Limits::default()) {
-                Verdict::Stay => {}
-                verdict @ (Verdict::Another | Verdict::Back(_)) => {
-                    trial.ask_back(PeerId([holder + 1; 32]));
-                    return Some(verdict);
-                }
-            }
-        }
-        None
-    }
-
-    #[test]
-    fn two_slow_holders_in_a_row_are_no_proof_of_a_slow_origin() {
-        let (mut trial, mut now) = (Trial::default(), Time::ZERO);
-        assert_eq!(tenure(&mut trial, &mut now, 1, 1_000_000, 100_000), Some(Verdict::Another));
-        assert_eq!(tenure(&mut trial, &mut now, 2, 1_000_000, 100_000), Some(Verdict::Another));
-        // The third is better, so that there may be a better one still.
-        assert_eq!(tenure(&mut trial, &mut now, 3, 50_000_000, 100_000), Some(Verdict::Another));
-        assert_eq!(tenure(&mut trial, &mut now, 4, 1_000_000, 100_000), Some(Verdict::Back(PeerId([3; 32]))));
-    }
-
-    #[test]
-    fn three_equal_holders_are() {
-        let (mut trial, mut now) = (Trial::default(), Time::ZERO);
-        for holder in [1, 2] {
-            assert_eq!(tenure(&mut trial, &mut now, holder, 1_000_000, 100_000), Some(Verdict::Another));
-        }
-        assert_eq!(tenure(&mut trial, &mut now, 3, 1_000_000, 100_000), None);
-    }
-
-    #[test]
-    fn a_first_holder_that_gets_no_chunk_in_a_second_is_replaced_and_the_second_has_its_time() {
-        let decided_after = |tried: u8, left: u32| {
-            let mut trial = Trial::default();
-            let report = |milliseconds: u64, amount: u64| Report {
-                at: Time::ZERO + Duration::from_millis(milliseconds),
-                have: 0,
-                left,
-                streams: 1,
-                amount,
-            };
-            for holder in 0..tried {
-                trial.ask_back(PeerId([holder; 32]));
-                trial.begin(PeerId([holder; 32]), report(0, 1));
-            }
-            let judged = |at: &u64| trial.judge(report(*at, 1 + at), &Limits::default()) != Verdict::Stay;
-            (100..=3000).step_by(100).find(judged)
-        };
-        assert_eq!(decided_after(1, 48), Some(1000));
-        assert_eq!(decided_after(1, 4), None, "too little is left");
-        assert_eq!(decided_after(2, 48), None, "two in a row: it is not the holder");
-    }
-
-    #[test]
-    fn a_second_holder_is_judged_early_if_it_is_like_the_first() {
-        let limits = Limits::default();
-        // So many chunks a second under each of two holders, until the second is judged, in milliseconds.
-        let judged = |rates: [u64; 2]| {
-            let (mut trial, mut begun) = (Trial::default(), 0);
-            for (holder, rate) in rates.into_iter().enumerate() {
-                let report = |milliseconds: u64| Report {
-                    at: Time::ZERO + Duration::from_millis(begun + milliseconds),
-                    have: u32::try_from(1 + rate * milliseconds / 1000).expect("a short test"),
-                    left: 100_000,
-                    streams: 1,
-                    amount: 1 + rate * milliseconds,
-                };
-                trial.begin(PeerId([holder as u8; 32]), report(0));
-                let mut moments = (50..=5000).step_by(50);
-                let end = moments.find(|at| trial.judge(report(*at), &limits) != Verdict::Stay)?;
-                trial.ask_back(PeerId([9; 32]));
-                begun = end;
-            }
-            Some(begun)
-        };
-        assert!(judged([20, 20]).is_some_and(|milliseconds| milliseconds < 500));
-        assert_eq!(judged([20, 5000]), None, "it is better");
-        assert!(judged([200, 20]).is_some_and(|milliseconds| milliseconds > 2000), "it may have to catch up");
-    }
-
-    #[test]
-    fn a_holder_that_gets_next_to_nothing_is_sent_away_before_its_first_chunk() {
-        let (mut trial, mut now) = (Trial::default(), Time::ZERO);
-        assert_eq!(tenure(&mut trial, &mut now, 1, 10_000_000, 100_000), Some(Verdict::Another));
-        let report = |milliseconds: u64, rate: u64| Report {
-            at: now + Duration::from_millis(milliseconds),
-            have: 7,
-            left: 100_000,
-            streams: 1,
-            amount: 1 + rate * milliseconds / 1000,
-        };
-        let judged = |trial: &mut Trial, rate: u64| {
-            trial.begin(PeerId([2; 32]), report(0, rate));
-            (50..4000).step_by(50).find_map(|at| match trial.judge(report(at, rate), &Limits::default()) {
-                Verdict::Stay => None,
-                verdict @ (Verdict::Another | Verdict::Back(_)) => Some(verdict),
-            })
-        };
-        assert_eq!(judged(&mut trial, 200_000), Some(Verdict::Back(PeerId([1; 32]))));
-        trial.ask_back(PeerId([2; 32]));
-        assert_eq!(judged(&mut trial, 5_000_000), None, "large chunks take their time");
-    }
-
-    #[test]
-    fn few_chunks_are_not_worth_a_third() {
-        // A chunk a second: they take long all the same.
-        let (mut trial, mut now) = (Trial::default(), Time::ZERO);
-        assert_eq!(tenure(&mut trial, &mut now, 1, 1_000_000, MANY * 2), Some(Verdict::Another));
-        assert_eq!(tenure(&mut trial, &mut now, 2, 1_000_000, MANY - 1), None);
-    }
-}
+mod tests;

@@ -84,3 +84,28 @@ fn a_holder_that_has_it_all_hears_of_what_it_showed_until_others_have_that() {
     let out = rig.hear(1, Message::Got { digest: digest(), chunks: layout().chunks().collect() });
     assert!(unsubscribes(&out), "they have it: {out:?}");
 }
+
+#[test]
+fn other_leases_are_drawn_to_a_node_only_once_its_stream_brought_a_chunk() {
+    let (mut rig, run) = stalled();
+    let other = Digest::sha256([8; 32]);
+    rig.tell(Input::Wanted { digest: other, restored: None });
+    rig.tell(Input::Holders { digest: other, holders: Vec::new() });
+    let mut out = rig.tell(Input::Located { digest: other, trackers: vec![contact(3)], known: Vec::new() });
+    let answer = Message::Joined { digest: other, peers: Vec::new(), lease: None, served: true, sources: Vec::new() };
+    out.extend(rig.hear(3, answer.clone()));
+    // It gets nothing, so that it soon tells its tracker how it stands.
+    out.extend(rig.wait(Duration::from_millis(400)));
+    rig.hear(3, answer);
+    let burdens = |out: &[Output]| -> BTreeSet<u8> {
+        let burden = |order: &Output| match order {
+            Output::Send { message: Message::Join(join), .. } if join.digest == other => Some(join.burden),
+            _ => None,
+        };
+        out.iter().filter_map(burden).collect()
+    };
+    assert_eq!(burdens(&out), BTreeSet::from([0]), "its link may be slow");
+    assert!(goes_on(&mut rig, run));
+    let out = rig.wait(Duration::from_millis(20));
+    assert_eq!(burdens(&out), BTreeSet::from([1]), "the trackers hear of it at once");
+}

@@ -29,7 +29,7 @@ impl Fetch {
 
     /// How many other blobs this node streams from the origin.
     fn burden(&self, cx: &Context<'_>) -> u8 {
-        let own = self.lease.as_ref().is_some_and(Lease::is_active);
+        let own = self.lease.as_ref().is_some_and(Lease::carries);
         u8::try_from(cx.links.leases.saturating_sub(usize::from(own))).unwrap_or(u8::MAX)
     }
 
@@ -57,14 +57,17 @@ impl Fetch {
     }
 
     /// Tells the tracker how this node stands. A lease holder tells all of them, so that those which others ask when the
-    /// first is slow or gone know of the lease and give no second one.
+    /// first is slow or gone know of the lease and give no second one. So does everybody in a small cluster: of a dozen nodes
+    /// each tracker would hear of three, and with a slow one among them it could not tell whose fault it is that they get
+    /// little.
     pub(in crate::swarm) fn heartbeat(&mut self, cx: &mut Context<'_>) {
         self.tracking.hasty = None;
         let leased = self.lease.as_ref().is_some_and(|lease| lease.report().is_some());
         let burdened = self.burden(cx) > 0;
         let told = std::mem::replace(&mut self.tracking.told_lease, leased);
         let told = std::mem::replace(&mut self.tracking.told_burden, burdened) || told;
-        if told || leased || burdened {
+        let small = self.tracking.all_asked && self.remotes.subscribed.len() < cx.limits.neighbours_max;
+        if told || leased || burdened || small {
             self.join_all(cx);
         } else if let Some(tracker) = self.tracking.tracker()
             && cx.is_up(tracker.peer)

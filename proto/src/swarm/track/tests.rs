@@ -1,6 +1,9 @@
 //! One node and its trackers, message by message.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::{
+    collections::BTreeSet,
+    net::{Ipv4Addr, SocketAddr},
+};
 
 use super::*;
 use crate::{
@@ -207,7 +210,7 @@ fn where_all_trackers_are_silent_the_next_closest_are_asked_and_at_last_nobody()
         node.handle_at(after, Input::Elapsed);
         rounds.push(node.dialled());
     }
-    let asked = |round: &Vec<PeerId>| round.iter().map(|peer| peer.0[0]).collect::<std::collections::BTreeSet<u8>>();
+    let asked = |round: &Vec<PeerId>| round.iter().map(|peer| peer.0[0]).collect::<BTreeSet<u8>>();
     let rounds: Vec<_> = rounds.iter().map(asked).collect();
     assert!(rounds[0].union(&rounds[1]).copied().eq(1..=4), "{rounds:?}");
     assert!(rounds[2].iter().copied().eq(5..=8), "{rounds:?}");
@@ -244,4 +247,28 @@ fn a_tracker_that_answers_late_counts_although_the_next_closest_were_asked_and_i
     node.handle_at(wait * 3 / 2, Input::Received { peer: late, message: answer(None) });
     let fetch = node.swarm.fetches.values().next().expect("it goes on");
     assert!(fetch.tracking.named.contains_key(&late), "its answer counts");
+}
+
+#[test]
+fn in_a_small_cluster_every_tracker_hears_of_every_node_again_and_again() {
+    let told = |limits: Limits| -> BTreeSet<PeerId> {
+        let swarm = Swarm::new(PeerId([99; 32]), Place::default(), limits.clone(), 1);
+        let mut node = Node { swarm, out: Vec::new() };
+        node.handle(Input::Wanted { digest: digest(), restored: None });
+        node.handle(Input::Holders { digest: digest(), holders: Vec::new() });
+        let trackers = (1..=4).map(tracker).collect();
+        node.handle(Input::Located { digest: digest(), trackers, known: Vec::new() });
+        for id in 1..=4 {
+            node.connect(tracker(id).peer);
+        }
+        for (own, _) in node.joins() {
+            node.hear(own, None);
+        }
+        node.joins();
+        node.handle_at(limits.heartbeat, Input::Elapsed);
+        node.joins().into_iter().map(|(tracker, _)| tracker).collect()
+    };
+    assert_eq!(told(Limits::default()).len(), 4);
+    // A node that has as many neighbours as it wants is in a large one.
+    assert_eq!(told(Limits { neighbours_max: 0, ..Limits::default() }).len(), 1);
 }

@@ -13,6 +13,7 @@ struct Cluster {
     deaf: bool,
     /// It gets 100 chunks a second, whatever the others get.
     hoarder: Option<u8>,
+    gone: Option<u8>,
     left: u32,
     /// Who held the lease, in turn.
     held: Vec<u8>,
@@ -30,6 +31,7 @@ impl Cluster {
             asked: false,
             deaf: false,
             hoarder: None,
+            gone: None,
             left: 100_000,
             held: Vec::new(),
             named: Vec::new(),
@@ -58,7 +60,16 @@ impl Cluster {
         }
     }
 
+    fn leave(&mut self, id: u8) {
+        self.gone = Some(id);
+        let out = self.rig.handle(Input::Left { peer: peer(id), digest: digest() });
+        self.obey(out);
+    }
+
     fn beat(&mut self, id: u8) {
+        if self.gone == Some(id) {
+            return;
+        }
         let have = self.have[usize::from(id)] as u32;
         let plain = Join { have, ..join(Standing::Fetching) };
         let lease = self.holder.filter(|(holder, _)| *holder == id).map(|(_, grant)| grant);
@@ -116,8 +127,13 @@ fn a_slow_holder_is_found_out_after_two_chunks_and_another_keeps_the_lease() {
 #[test]
 fn where_the_origin_is_the_limit_few_are_tried() {
     let mut cluster = Cluster::new(&[10.0; 20]);
-    cluster.run(120.0);
+    cluster.run(25.0);
     assert!((2..=3).contains(&cluster.held.len()), "{:?}", cluster.held);
+    // Somebody else may still do better, and is looked for once in a while.
+    cluster.run(35.0);
+    assert!((3..=5).contains(&cluster.held.len()), "{:?}", cluster.held);
+    cluster.run(3600.0);
+    assert!(cluster.held.len() <= 20, "{:?}", cluster.held);
 }
 
 /// A cluster whose first holder gets all that there is and cannot send it.
@@ -143,6 +159,39 @@ fn a_good_holder_gets_the_lease_back_from_a_slow_one() {
     assert_eq!(cluster.held[0], 0);
     assert_eq!(cluster.held[2], 0, "{:?}", cluster.held);
     assert_eq!(cluster.held[..3].iter().filter(|id| **id == 0).count(), 2);
+}
+
+#[test]
+fn where_the_better_holder_is_gone_anybody_else_gets_the_lease_of_a_slow_one() {
+    let mut cluster = Cluster::new(&[50.0, 50.0, 1.0]);
+    let slow = |cluster: &Cluster| cluster.holder.is_some_and(|(id, _)| id == 2);
+    for _ in 0..200 {
+        if !slow(&cluster) {
+            cluster.run(0.1);
+        }
+    }
+    assert!(slow(&cluster), "{:?}", cluster.held);
+    let best = cluster.held[cluster.held.len() - 2];
+    cluster.leave(best);
+    cluster.run(20.0);
+    assert_eq!(cluster.holder.map(|(id, _)| id), Some(1 - best), "{:?}", cluster.held);
+}
+
+#[test]
+fn the_chunk_of_a_holder_that_gets_next_to_nothing_is_not_waited_for() {
+    let held_after = |slow: f64| {
+        let mut rates = [slow; 12];
+        rates[0] = 50.0;
+        let mut cluster = Cluster::new(&rates);
+        cluster.run(1.0);
+        assert_eq!(cluster.held.len(), 2, "{:?}", cluster.held);
+        // It goes on, since its chunk is not over.
+        cluster.deaf = true;
+        cluster.run(5.0);
+        cluster.held.len()
+    };
+    assert_eq!(held_after(1.0), 3);
+    assert_eq!(held_after(10.0), 2, "that would be lost");
 }
 
 #[test]
