@@ -246,7 +246,7 @@ impl Swarm {
         }
         self.relieve(now, out);
         if std::mem::take(&mut self.links.burden_changed) {
-            self.each(now, out, Fetch::hasten);
+            self.each(now, out, Fetch::hasten_burden);
         }
     }
 

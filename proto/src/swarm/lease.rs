@@ -234,7 +234,11 @@ impl Fetch {
 
     pub(super) fn drop_lease(&mut self, cx: &mut Context<'_>) {
         self.stop_origin(cx);
-        if self.lease.take().is_some_and(|lease| lease.carries) {
+        let Some(lease) = self.lease.take() else { return };
+        if lease.active {
+            self.hasten(cx);
+        }
+        if lease.carries {
             cx.links.leases = cx.links.leases.saturating_sub(1);
             cx.links.burden_changed = true;
         }
@@ -277,7 +281,10 @@ impl Fetch {
             let run = RunId(cx.next_id());
             let Some(lease) = &mut self.lease else { return };
             lease.runs.push(Run { id: run, next: from, until, bytes: 0, asked: Some(cx.now) });
-            lease.active = true;
+            let first = !std::mem::replace(&mut lease.active, true);
+            if first {
+                self.hasten(cx);
+            }
             cx.links.pace.opened();
             cx.out.push(Output::PullOrigin { digest: self.digest, run, from, until, before });
         }

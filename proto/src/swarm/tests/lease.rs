@@ -98,9 +98,9 @@ fn other_leases_are_drawn_to_a_node_only_once_its_stream_brought_a_chunk() {
     out.extend(rig.wait(Duration::from_millis(400)));
     rig.hear(3, answer);
     let burdens = |out: &[Output]| -> BTreeSet<u8> {
-        let burden = |order: &Output| match order {
-            Output::Send { message: Message::Join(join), .. } if join.digest == other => Some(join.burden),
-            _ => None,
+        let burden = |order: &Output| {
+            let Output::Send { message: Message::Join(join), .. } = order else { return None };
+            (join.digest == other).then_some(join.burden)
         };
         out.iter().filter_map(burden).collect()
     };

@@ -33,7 +33,14 @@ impl Fetch {
         u8::try_from(cx.links.leases.saturating_sub(usize::from(own))).unwrap_or(u8::MAX)
     }
 
-    /// This node streams more or fewer blobs: the trackers shall hear of it soon.
+    /// The trackers shall hear soon if this node began or ceased to stream other blobs.
+    pub(in crate::swarm) fn hasten_burden(&mut self, cx: &mut Context<'_>) {
+        if (self.burden(cx) > 0) != self.tracking.told_burden {
+            self.hasten(cx);
+        }
+    }
+
+    /// The trackers shall hear soon how this node stands.
     pub(in crate::swarm) fn hasten(&mut self, cx: &mut Context<'_>) {
         let soon = cx.now + HASTE;
         if self.is_fetching() && matches!(self.tracking.state, State::Joined { .. }) {
