@@ -46,6 +46,9 @@ const SAMPLE: u32 = 2;
 const HOPELESS: f64 = 20.0;
 /// So many holders are about equal before the origin is taken for the limit: two may both be slow, where one node in fifty is.
 const EQUALS: usize = 3;
+/// Once so many were tried the lease stays at the best of them, even if they differ: where several streams share a link each
+/// gets now more and now less.
+const TRIES: usize = 4;
 /// After such a part of its time the second is judged if it is like the first.
 const DULL: u32 = 10;
 /// But the third is only tried where so many chunks are left: what is on its way when a lease moves comes twice.
@@ -318,8 +321,7 @@ impl Trial {
             } else if worth && self.tried.len() < EQUALS && report.left >= MANY {
                 return Verdict::Another;
             } else {
-                self.rest = (self.rest * 2).clamp(WORTH, REST_MAX);
-                self.settle(limits);
+                self.settle_for_longer(limits);
             }
             return Verdict::Stay;
         }
@@ -328,11 +330,16 @@ impl Trial {
                 self.measure_anew();
                 Verdict::Stay
             }
-            Some(_) | None if worth => {
+            Some(_) | None if worth && (self.again.is_some() || self.tried.len() < TRIES) => {
                 self.again = None;
                 self.best = self.best.map(|_| (holder, measure));
                 self.pause = self.pause.or(Some(limits.lease_trial * LONGER));
                 Verdict::Another
+            }
+            Some(_) | None if worth => {
+                self.best = Some((holder, measure));
+                self.settle_for_longer(limits);
+                Verdict::Stay
             }
             Some(_) | None => Verdict::Stay,
         }
@@ -349,6 +356,12 @@ impl Trial {
         self.pause = Some(limits.lease_trial_max);
         self.best = self.best.or(self.tenure.map(|tenure| (tenure.holder, tenure.measure())));
         self.measure_anew();
+    }
+
+    /// Enough were tried.
+    fn settle_for_longer(&mut self, limits: &Limits) {
+        self.rest = (self.rest * 2).clamp(WORTH, REST_MAX);
+        self.settle(limits);
     }
 
     fn lengthen(&mut self, pause: Duration, limits: &Limits) {

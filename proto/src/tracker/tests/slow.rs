@@ -136,6 +136,17 @@ fn where_the_origin_is_the_limit_few_are_tried() {
     assert!(cluster.held.len() <= 20, "{:?}", cluster.held);
 }
 
+#[test]
+fn where_each_holder_differs_the_lease_settles_at_the_best_of_a_few() {
+    let rates: Vec<f64> = (0..20_u8).map(|id| f64::from(1 << (id % 6)) * 3.0).collect();
+    let mut cluster = Cluster::new(&rates);
+    cluster.run(60.0);
+    let tried: std::collections::BTreeSet<u8> = cluster.held.iter().copied().collect();
+    assert!((3..=4).contains(&tried.len()), "{:?}", cluster.held);
+    let best = tried.iter().max_by_key(|id| **id % 6).expect("some were tried");
+    assert_eq!(cluster.holder.map(|(id, _)| id), Some(*best), "{:?}", cluster.held);
+}
+
 /// A cluster whose first holder gets all that there is and cannot send it.
 #[test]
 fn a_holder_that_hoards_is_found_out_though_it_gets_much() {
