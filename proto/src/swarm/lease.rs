@@ -235,12 +235,10 @@ impl Fetch {
     pub(super) fn drop_lease(&mut self, cx: &mut Context<'_>) {
         self.stop_origin(cx);
         let Some(lease) = self.lease.take() else { return };
-        if lease.active {
-            self.hasten(cx);
-        }
         if lease.carries {
             cx.links.leases = cx.links.leases.saturating_sub(1);
             cx.links.burden_changed = true;
+            self.hasten(cx);
         }
     }
 
@@ -281,10 +279,7 @@ impl Fetch {
             let run = RunId(cx.next_id());
             let Some(lease) = &mut self.lease else { return };
             lease.runs.push(Run { id: run, next: from, until, bytes: 0, asked: Some(cx.now) });
-            let first = !std::mem::replace(&mut lease.active, true);
-            if first {
-                self.hasten(cx);
-            }
+            lease.active = true;
             cx.links.pace.opened();
             cx.out.push(Output::PullOrigin { digest: self.digest, run, from, until, before });
         }
@@ -380,6 +375,8 @@ impl Fetch {
             if !std::mem::replace(&mut lease.carries, true) {
                 cx.links.leases += 1;
                 cx.links.burden_changed = true;
+                // A trial of the lease begins when the tracker hears that something comes in.
+                self.hasten(cx);
             }
         }
         match end {

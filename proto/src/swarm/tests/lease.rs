@@ -108,4 +108,9 @@ fn other_leases_are_drawn_to_a_node_only_once_its_stream_brought_a_chunk() {
     assert!(goes_on(&mut rig, run));
     let out = rig.wait(Duration::from_millis(20));
     assert_eq!(burdens(&out), BTreeSet::from([1]), "the trackers hear of it at once");
+    let reported = |order: &Output| {
+        let Output::Send { message: Message::Join(join), .. } = order else { return false };
+        join.digest == digest() && join.lease.is_some()
+    };
+    assert!(out.iter().any(reported), "so does the lease's own, whose trial begins then");
 }

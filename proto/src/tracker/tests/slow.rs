@@ -141,7 +141,7 @@ fn where_each_holder_differs_the_lease_settles_at_the_best_of_a_few() {
     let rates: Vec<f64> = (0..20_u8).map(|id| f64::from(1 << (id % 6)) * 3.0).collect();
     let mut cluster = Cluster::new(&rates);
     cluster.run(60.0);
-    let tried: std::collections::BTreeSet<u8> = cluster.held.iter().copied().collect();
+    let tried: BTreeSet<u8> = cluster.held.iter().copied().collect();
     assert!((3..=4).contains(&tried.len()), "{:?}", cluster.held);
     let best = tried.iter().max_by_key(|id| **id % 6).expect("some were tried");
     assert_eq!(cluster.holder.map(|(id, _)| id), Some(*best), "{:?}", cluster.held);
