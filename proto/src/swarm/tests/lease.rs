@@ -97,6 +97,7 @@ fn other_leases_are_drawn_to_a_node_only_once_its_stream_brought_a_chunk() {
     // It gets nothing, so that it soon tells its tracker how it stands.
     out.extend(rig.wait(Duration::from_millis(400)));
     rig.hear(3, answer);
+    rig.hear(3, joined(1));
     let burdens = |out: &[Output]| -> BTreeSet<u8> {
         let burden = |order: &Output| {
             let Output::Send { message: Message::Join(join), .. } = order else { return None };
