@@ -97,7 +97,6 @@ fn other_leases_are_drawn_to_a_node_only_once_its_stream_brought_a_chunk() {
     // It gets nothing, so that it soon tells its tracker how it stands.
     out.extend(rig.wait(Duration::from_millis(400)));
     rig.hear(3, answer);
-    rig.hear(3, joined(1));
     let burdens = |out: &[Output]| -> BTreeSet<u8> {
         let burden = |order: &Output| {
             let Output::Send { message: Message::Join(join), .. } = order else { return None };
@@ -109,9 +108,22 @@ fn other_leases_are_drawn_to_a_node_only_once_its_stream_brought_a_chunk() {
     assert!(goes_on(&mut rig, run));
     let out = rig.wait(Duration::from_millis(20));
     assert_eq!(burdens(&out), BTreeSet::from([1]), "the trackers hear of it at once");
-    let reported = |order: &Output| {
-        let Output::Send { message: Message::Join(join), .. } = order else { return false };
-        join.digest == digest() && join.lease.is_some()
+}
+
+#[test]
+fn a_holder_reports_as_soon_as_its_first_chunk_is_here() {
+    let mut rig = Rig::new(Place::default());
+    rig.tell(Input::Located { digest: digest(), trackers: vec![contact(3)], known: Vec::new() });
+    rig.tell(Input::Connected { peer: peer(3), place: Place::default() });
+    rig.hear(3, joined(1));
+    let out = rig.tell(Input::Holders { digest: digest(), holders: Vec::new() });
+    let opened = |order: &Output| if let Output::PullOrigin { run, .. } = order { Some(*run) } else { None };
+    let run = out.iter().find_map(opened).expect("a stream");
+    let reports = |out: &[Output]| {
+        let report = |order: &&Output| matches!(order, Output::Send { message: Message::Join(join), .. } if join.lease.is_some());
+        out.iter().filter(report).count()
     };
-    assert!(out.iter().any(reported), "so does the lease's own, whose trial begins then");
+    assert_eq!(reports(&rig.wait(Duration::from_millis(20))), 0, "there is nothing to tell yet");
+    assert!(goes_on(&mut rig, run));
+    assert_eq!(reports(&rig.wait(Duration::from_millis(20))), 1, "the lease's trial begins then");
 }
