@@ -2,8 +2,9 @@
 //!
 //! The holder may be a node whose links are slow, and nobody knows what the origin could give. So where a fetch would take
 //! long it is tried: the lease goes to another member for a while, and whoever gets more keeps it. A holder whose others
-//! get much less than itself hoards: it cannot send what it gets, and what the others get counts for it. Once three holders
-//! are about equal, the origin or the swarm is the limit, and the lease stays until it gets much slower.
+//! get much less than itself hoards: it cannot send what it gets, and what members get on average counts for it. Once three
+//! holders are about equal, the origin or the swarm is the limit; then, or once four were tried, the lease stays where it is,
+//! until it gets much slower or much later.
 
 use std::time::Duration;
 
