@@ -282,7 +282,10 @@ impl Fetch {
         let patient = candidate.since + PART_PATIENCE > cx.now;
         let known = self.content.as_ref().map_or(ChunkIndex::FIRST, |content| content.chain.frontier());
         let long = candidate.segments.iter().any(|segment| segment.states.len() > STREAMED_STATES_MAX);
-        let whole = long || candidate.chain.is_whole() && !short;
+        // The last states of a stream that was followed so far: its holder shows the last chunks to one peer each.
+        let more = candidate.chain.frontier().at().checked_sub(known.at());
+        let streamed = known > ChunkIndex::FIRST && more.is_some_and(|more| more <= STREAMED_STATES_MAX);
+        let whole = long || candidate.chain.is_whole() && !short && !streamed;
         // Whoever has the whole chain shows its end, or is not believed.
         if whole && (long || !named) && !patient {
             let peer = candidate.peer;
@@ -337,7 +340,7 @@ impl Fetch {
             return;
         }
         let id = PullId(cx.next_id());
-        let pull = Pull { peer: slot, chunk: last, started: cx.now, fresh: true, hedged: true };
+        let pull = Pull { peer: slot, chunk: last, started: cx.now, fresh: true, hedged: true, waited: None };
         self.send_pull(cx, id, pull, expected);
         if let Some(candidate) = &mut self.claims.candidate {
             candidate.probe = Some(id);

@@ -75,8 +75,11 @@ pub(super) struct Pull {
     pub(super) started: Time,
     /// It is of those that we were shown first, and takes no room from others.
     pub(super) fresh: bool,
-    /// It was time to ask a second peer, and that was tried.
+    /// It was time to ask another peer.
     pub(super) hedged: bool,
+    /// Since when it is waited for, until another peer is asked: anew after each try, since that one may be busy, or gone, too.
+    /// None if nobody else is asked.
+    pub(super) waited: Option<Time>,
 }
 
 impl Content {
@@ -243,10 +246,11 @@ impl Content {
         self.missing() <= limits.endgame_chunks
     }
 
-    /// When a slow pull is asked of a second peer too: soon where it holds up the end, later in between.
+    /// When a slow pull is asked of another peer too: soon where it holds up the end, later in between.
     pub(super) fn hedge_at(&self, pull: &Pull, limits: &Limits) -> Option<Time> {
         let patience = if self.in_endgame(limits) { 2 } else { HEDGE_PATIENCE };
-        (self.supplied && !pull.hedged).then(|| pull.started + (self.pull_time * patience).max(HEDGE_MIN))
+        let since = pull.waited.filter(|_| self.supplied)?;
+        Some(since + (self.pull_time * patience).max(HEDGE_MIN))
     }
 
     /// When something is to be done about a pull.

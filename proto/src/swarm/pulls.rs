@@ -16,6 +16,8 @@ const IMPORT_SHARE: usize = 2;
 /// A peer that sent so many chunks which do not fit the claim that it holds itself is caught: links and disks fail, too, but
 /// not as often.
 const CORRUPT_MAX: u8 = 2;
+/// Peers that are asked for one chunk at the same time.
+const ASKED_MAX: usize = 3;
 
 impl Fetch {
     /// Asks for whatever can be asked for now.
@@ -87,7 +89,8 @@ impl Fetch {
     fn start_pull(&mut self, cx: &mut Context<'_>, slot: Slot, chunk: ChunkIndex, fresh: bool) {
         let Some(expected) = self.content.as_ref().and_then(|content| content.chain.expected(chunk)) else { return };
         let id = PullId(cx.next_id());
-        self.send_pull(cx, id, Pull { peer: slot, chunk, started: cx.now, fresh, hedged: false }, expected);
+        let pull = Pull { peer: slot, chunk, started: cx.now, fresh, hedged: false, waited: Some(cx.now) };
+        self.send_pull(cx, id, pull, expected);
     }
 
     pub(super) fn send_pull(&mut self, cx: &mut Context<'_>, id: PullId, pull: Pull, expected: Expected) {
@@ -238,7 +241,8 @@ impl Fetch {
         }
     }
 
-    /// Asks a second peer for the chunks that take too long; whichever comes first cancels the other.
+    /// Asks another peer for the chunks that take too long, and a third where that one, too, takes too long: both may be gone.
+    /// Whichever comes first cancels the others.
     fn hedge(&mut self, cx: &mut Context<'_>) {
         let Some(content) = &mut self.content else { return };
         let limits = cx.limits;
@@ -251,14 +255,17 @@ impl Fetch {
         for pull in &slow {
             for (_, other) in content.pulls.iter_mut().filter(|(_, other)| other.chunk == pull.chunk) {
                 other.hedged = true;
+                other.waited = other.waited.map(|_| cx.now);
             }
         }
         for pull in slow {
             let Some(content) = &self.content else { return };
-            if content.pulls.iter().filter(|(_, other)| other.chunk == pull.chunk).count() > 1 {
+            if content.pulls.iter().filter(|(_, other)| other.chunk == pull.chunk).count() >= ASKED_MAX {
                 continue;
             }
-            let others = content.offers.holders(pull.chunk) & self.may_ask(cx) & !Slots::only(pull.peer);
+            let asked = content.pulls.iter().filter(|(_, other)| other.chunk == pull.chunk);
+            let asked = asked.fold(Slots::NONE, |asked, (_, other)| asked | Slots::only(other.peer));
+            let others = content.offers.holders(pull.chunk) & self.may_ask(cx) & !asked;
             let able = others & self.remotes.ready(cx.now) & !self.remotes.slow(content.pull_time);
             if let Some(slot) = self.least_asked(cx, able) {
                 self.start_pull(cx, slot, pull.chunk, false);

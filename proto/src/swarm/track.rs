@@ -24,7 +24,7 @@ const HUNGER: Duration = Duration::from_millis(300);
 /// So long a holder reports more often, so that a slow one is found out before much is lost.
 const YOUTH: Duration = Duration::from_secs(1);
 /// A tracker that is connected and does not answer a heartbeat of a hungry fetch for so long is taken for dead.
-const SILENCE: Duration = Duration::from_millis(400);
+const SILENCE: Duration = Duration::from_millis(250);
 
 /// Where a fetch stands with its trackers.
 #[derive(Debug, Default)]
@@ -36,7 +36,7 @@ pub(super) struct Tracking {
     at: usize,
     /// Another one that is asked once, so that the groups of the trackers mix.
     second: Option<PeerId>,
-    /// The one at which the nodes of this node's rack meet.
+    /// The one at which the nodes of this node's rack meet: they ask it first.
     meeting_point: Option<PeerId>,
     /// Trackers that have not said yet that the lease is this node's.
     unconfirmed: Vec<PeerId>,
@@ -67,7 +67,8 @@ pub(super) struct Tracking {
 }
 
 /// How many nodes ask a second tracker: enough to mix the groups, few enough that thousands which start at once do not
-/// wait for one another's handshakes.
+/// wait for one another's handshakes. Of nodes in racks all do, since the groups are racks then, but only once the first
+/// has answered.
 const SECOND: f64 = 0.25;
 /// Holders of the whole blob that are asked beside the peers that the tracker names.
 const HOLDERS: usize = 2;
@@ -160,7 +161,7 @@ impl Tracking {
             State::Locating { since } => Some(since + limits.join_timeout * 3),
             State::Joining { since } => Some(since + limits.join_timeout),
             // With several asked, one would have answered sooner.
-            State::Asking { since } if !self.reserve.is_empty() => Some(since + limits.join_timeout / 2),
+            State::Asking { since } if !self.reserve.is_empty() => Some(since + limits.join_timeout / 3),
             State::Asking { since } => Some(since + limits.join_timeout),
             State::Joined { beat, unanswered } => {
                 let hungry = progressed + HUNGER;
@@ -205,17 +206,17 @@ impl Fetch {
             }
             return;
         }
-        // Those that did not answer a moment ago come last, so that not every fetch waits for them anew. Of the others one
-        // is chosen at random: thousands that start at once shall not all connect to the same node.
+        // Those that did not answer a moment ago come last, so that not every fetch waits for them anew. Of the others it is
+        // the rack's, or one at random: thousands that start at once shall not all connect to the same node.
         trackers.sort_by_key(|contact| cx.is_silent(contact.peer));
         let live = trackers.iter().filter(|contact| !cx.is_silent(contact.peer)).count();
-        self.tracking.at = if live > 1 { cx.rng.random_range(0..live) } else { 0 };
-        let other = (live > 1 && cx.rng.random_bool(SECOND))
+        self.tracking.meeting_point = meeting_point(cx.place, &trackers[..live]);
+        let met = trackers.iter().position(|contact| Some(contact.peer) == self.tracking.meeting_point);
+        self.tracking.at = met.unwrap_or_else(|| if live > 1 { cx.rng.random_range(0..live) } else { 0 });
+        self.tracking.second = (live > 1 && (met.is_some() || cx.rng.random_bool(SECOND)))
             .then(|| (self.tracking.at + cx.rng.random_range(1..live)) % live)
             .and_then(|at| trackers.get(at))
             .map(|contact| contact.peer);
-        self.tracking.meeting_point = meeting_point(cx.place, &trackers[..live]);
-        self.tracking.second = self.tracking.meeting_point.or(other);
         self.tracking.named.retain(|tracker, _| trackers.iter().any(|contact| contact.peer == *tracker));
         self.tracking.trackers = trackers;
         if self.tracking.trackers.is_empty() {
@@ -254,11 +255,21 @@ impl Fetch {
             return;
         };
         self.tracking.state = State::Joining { since: cx.now };
+        if cx.reach(tracker) {
+            self.send_join(cx, tracker.peer);
+        }
+        if self.tracking.meeting_point.is_none() {
+            self.ask_second(cx);
+        }
+    }
+
+    /// Asks the other tracker, so that this node is no stranger to the groups of all the others.
+    fn ask_second(&mut self, cx: &mut Context<'_>) {
         let second = self.tracking.trackers.iter().find(|contact| Some(contact.peer) == self.tracking.second).copied();
-        for contact in std::iter::once(tracker).chain(second) {
-            if cx.reach(contact) {
-                self.send_join(cx, contact.peer);
-            }
+        if let Some(tracker) = second
+            && cx.reach(tracker)
+        {
+            self.send_join(cx, tracker.peer);
         }
     }
 
@@ -360,7 +371,9 @@ impl Fetch {
         self.tracking.trackless = false;
         self.tracking.named.insert(peer, sources.to_vec());
         let mut named = cx.limits.sample;
+        let racked = self.tracking.meeting_point.is_some();
         if self.tracking.is_at(peer) {
+            let first = matches!(self.tracking.state, State::Joining { .. });
             self.tracking.state = match self.tracking.state {
                 State::Joined { beat, .. } => State::Joined { beat, unanswered: None },
                 State::Idle
@@ -371,10 +384,10 @@ impl Fetch {
                 | State::Completing => State::Joined { beat: cx.now, unanswered: None },
             };
             self.tracking.assured = served.then_some(cx.now);
-            if self.tracking.meeting_point.is_some_and(|point| point != peer) {
-                named = named.min(FEW);
+            if first && racked {
+                self.ask_second(cx);
             }
-        } else if self.tracking.meeting_point != Some(peer) {
+        } else if !racked {
             named = named.div_ceil(3);
         }
         match lease {
@@ -384,7 +397,7 @@ impl Fetch {
         }
         // Behind the lease, since whoever imports has room for more.
         // Others may have found this node meanwhile; whom it meets in its rack, it cannot do without.
-        let room = if self.tracking.meeting_point == Some(peer) { 2 } else { 1 };
+        let room = if racked { 2 } else { 1 };
         for contact in peers.iter().take(named) {
             self.meet_within(cx, *contact, cx.limits.neighbours_max * room);
         }

@@ -75,3 +75,20 @@ fn states_of_a_named_holder_take_the_place_of_those_that_nobody_stands_for() {
     assert!(pulls(&out).iter().any(|(_, from, _)| *from == peer(2)), "{out:?}");
     assert_eq!(convicted(&out), [], "that is no proof");
 }
+
+#[test]
+fn the_last_states_of_a_stream_are_believed_before_anybody_has_the_last_chunk_to_show() {
+    let mut rig = Rig::new(Place::default());
+    name(peer(1)).into_iter().for_each(|input| drop(rig.tell(input)));
+    rig.meet(1, Place::default(), ChunkSet::empty(layout().count()));
+    let mut say = |rig: &mut Rig, from: usize, end: usize| {
+        let (author, from, states) = (peer(1), ChunkIndex(from as u32), states(false)[from..end].to_vec());
+        let segment = Segment { author, from, states, signature: Signature([0; 64]) };
+        rig.hear(1, Message::Segment { digest: digest(), size: SIZE, segment: segment.into() });
+    };
+    say(&mut rig, 0, 31);
+    say(&mut rig, 30, 40);
+    let shown = ChunkIndex(35);
+    let out = rig.hear(1, Message::Fresh { digest: digest(), chunks: vec![shown] });
+    assert_eq!(pulls(&out).iter().map(|pull| pull.2).collect::<Vec<_>>(), [shown], "without any wait");
+}

@@ -114,3 +114,34 @@ fn whoever_has_chunks_of_unknown_states_is_asked_for_the_states_until_they_come(
     let out = rig.hear(2, Message::Segment { digest: digest(), size: SIZE, segment: whole.into() });
     assert!(!pulls(&out).is_empty(), "they came");
 }
+
+#[test]
+fn a_chunk_that_does_not_come_is_asked_of_one_peer_after_another_but_of_three_at_once() {
+    let mut rig = Rig::new(Place::default());
+    name(peer(1)).into_iter().for_each(|input| drop(rig.tell(input)));
+    let mut out = Vec::new();
+    for from in 1..=6 {
+        out.extend(rig.meet(from, Place::default(), ChunkSet::full(layout().count())));
+    }
+    let segment = streamed(peer(1), layout()).into();
+    out.extend(rig.hear(1, Message::Segment { digest: digest(), size: SIZE, segment }));
+    let (_, first, late) = pulls(&out)[0];
+    // All others come at once.
+    while let pulled @ [_, ..] = &pulls(&out)[..] {
+        rig.now = rig.now + HOP;
+        let good = pulled.iter().filter(|(.., chunk)| *chunk != late);
+        let good = good.map(|(pull, ..)| Input::Pulled { digest: digest(), pull: *pull, verdict: Verdict::Good });
+        out = good.flat_map(|input| rig.tell(input)).collect();
+    }
+    let mut asked = BTreeSet::from([first]);
+    let mut next = |rig: &mut Rig| {
+        let more = pulls(&rig.wait(Duration::from_millis(25)));
+        assert!(more.iter().all(|(_, from, chunk)| *chunk == late && asked.insert(*from)), "{more:?} after {asked:?}");
+        more.iter().map(|(pull, ..)| *pull).collect::<Vec<_>>()
+    };
+    let second = next(&mut rig);
+    assert_eq!(second.len(), 1, "it takes too long");
+    rig.tell(Input::Pulled { digest: digest(), pull: second[0], verdict: Verdict::Busy });
+    assert_eq!((next(&mut rig).len(), next(&mut rig).len()), (1, 1), "the second one was of no use, then those, too");
+    assert_eq!((next(&mut rig).len(), next(&mut rig).len()), (0, 0), "three are enough");
+}
