@@ -1,5 +1,6 @@
 //! A fetch and its trackers: joining, heartbeats, the next tracker when one is silent, and the rationed fallback.
 
+mod ask;
 mod beat;
 
 use std::{
@@ -11,9 +12,9 @@ use rand::RngExt;
 
 use super::{Context, Output, fetch::Fetch, lease::Lease};
 use crate::{
-    digest::{Algorithm, Digest},
+    digest::Digest,
     limits::Limits,
-    peer::{Contact, PeerId, Place},
+    peer::{Contact, PeerId},
     time::Time,
     wire::{Epoch, Grant, Message, Scope},
 };
@@ -23,6 +24,8 @@ use crate::{
 const HUNGER: Duration = Duration::from_millis(300);
 /// So long a holder reports more often, so that a slow one is found out before much is lost.
 const YOUTH: Duration = Duration::from_secs(1);
+/// So long the tracker at which a rack meets may take to answer before another one is asked too.
+const MEETING_PATIENCE: Duration = Duration::from_millis(150);
 /// A tracker that is connected and does not answer a heartbeat of a hungry fetch for so long is taken for dead.
 const SILENCE: Duration = Duration::from_millis(250);
 
@@ -36,6 +39,8 @@ pub(super) struct Tracking {
     at: usize,
     /// Another one that is asked once, so that the groups of the trackers mix.
     second: Option<PeerId>,
+    /// That one is asked once the first has answered, or does not for a moment.
+    second_waits: bool,
     /// The one at which the nodes of this node's rack meet: they ask it first.
     meeting_point: Option<PeerId>,
     /// Trackers that have not said yet that the lease is this node's.
@@ -66,10 +71,6 @@ pub(super) struct Tracking {
     told_burden: bool,
 }
 
-/// How many nodes ask a second tracker: enough to mix the groups, few enough that thousands which start at once do not
-/// wait for one another's handshakes. Of nodes in racks all do, since the groups are racks then, but only once the first
-/// has answered.
-const SECOND: f64 = 0.25;
 /// Holders of the whole blob that are asked beside the peers that the tracker names.
 const HOLDERS: usize = 2;
 /// Peers that a tracker names, with fewer of which the other holders are asked too.
@@ -159,6 +160,7 @@ impl Tracking {
         match self.state {
             State::Idle | State::Completing => None,
             State::Locating { since } => Some(since + limits.join_timeout * 3),
+            State::Joining { since } if self.second_waits => Some(since + MEETING_PATIENCE),
             State::Joining { since } => Some(since + limits.join_timeout),
             // With several asked, one would have answered sooner.
             State::Asking { since } if !self.reserve.is_empty() => Some(since + limits.join_timeout / 3),
@@ -190,41 +192,6 @@ impl Tracking {
 }
 
 impl Fetch {
-    pub(super) fn located(&mut self, cx: &mut Context<'_>, mut trackers: Vec<Contact>, known: Vec<Contact>) {
-        trackers.retain(|contact| !self.claims.is_banned(contact.peer));
-        let mut reserve = trackers.split_off(trackers.len().min(cx.limits.trackers_max));
-        if trackers.iter().all(|contact| cx.is_silent(contact.peer)) && !reserve.is_empty() {
-            trackers = std::mem::take(&mut reserve);
-        }
-        trackers.truncate(cx.limits.trackers_max);
-        reserve.truncate(cx.limits.trackers_max);
-        self.tracking.reserve = reserve;
-        if !self.is_fetching() {
-            if self.tracking.state == State::Completing {
-                self.tracking.trackers = trackers;
-                self.join_complete(cx);
-            }
-            return;
-        }
-        // Those that did not answer a moment ago come last, so that not every fetch waits for them anew. Of the others it is
-        // the rack's, or one at random: thousands that start at once shall not all connect to the same node.
-        trackers.sort_by_key(|contact| cx.is_silent(contact.peer));
-        let live = trackers.iter().filter(|contact| !cx.is_silent(contact.peer)).count();
-        self.tracking.meeting_point = meeting_point(cx.place, &trackers[..live]);
-        let met = trackers.iter().position(|contact| Some(contact.peer) == self.tracking.meeting_point);
-        self.tracking.at = met.unwrap_or_else(|| if live > 1 { cx.rng.random_range(0..live) } else { 0 });
-        self.tracking.second = (live > 1 && (met.is_some() || cx.rng.random_bool(SECOND)))
-            .then(|| (self.tracking.at + cx.rng.random_range(1..live)) % live)
-            .and_then(|at| trackers.get(at))
-            .map(|contact| contact.peer);
-        self.tracking.named.retain(|tracker, _| trackers.iter().any(|contact| contact.peer == *tracker));
-        self.tracking.trackers = trackers;
-        if self.tracking.trackers.is_empty() {
-            self.tracking.spare.extend(known);
-        }
-        self.join(cx);
-    }
-
     /// The DHT names holders: always the same few, so that they are left alone as far as the tracker names others.
     pub(super) fn holders(&mut self, cx: &mut Context<'_>, mut holders: Vec<Contact>) {
         self.tracking.holders_known = true;
@@ -248,79 +215,6 @@ impl Fetch {
         }
     }
 
-    /// Asks the first tracker; without any, prepares the fallback.
-    fn join(&mut self, cx: &mut Context<'_>) {
-        let Some(tracker) = self.tracking.tracker() else {
-            self.fall_back(cx);
-            return;
-        };
-        self.tracking.state = State::Joining { since: cx.now };
-        if cx.reach(tracker) {
-            self.send_join(cx, tracker.peer);
-        }
-        if self.tracking.meeting_point.is_none() {
-            self.ask_second(cx);
-        }
-    }
-
-    /// Asks the other tracker, so that this node is no stranger to the groups of all the others.
-    fn ask_second(&mut self, cx: &mut Context<'_>) {
-        let second = self.tracking.trackers.iter().find(|contact| Some(contact.peer) == self.tracking.second).copied();
-        if let Some(tracker) = second
-            && cx.reach(tracker)
-        {
-            self.send_join(cx, tracker.peer);
-        }
-    }
-
-    /// Gives the tracker up and asks all the others at once: whoever answers first is the new one. Should two give the
-    /// lease to two nodes, the holders' heartbeats to all trackers settle it.
-    fn next_tracker(&mut self, cx: &mut Context<'_>) {
-        let silent = self.tracking.tracker();
-        if let Some(tracker) = silent {
-            cx.note_silent(tracker.peer);
-        }
-        let others = self.tracking.trackers.iter().filter(|contact| Some(**contact) != silent);
-        let others = others.copied().collect();
-        self.ask_all(cx, others);
-    }
-
-    /// None of the trackers answers: the next closest are asked, as everybody will that finds the same. Only then is there
-    /// nobody to be asked. The others stay trackers: an answer of theirs may only be late, and a lease that is given is told
-    /// to them too.
-    fn ask_reserve(&mut self, cx: &mut Context<'_>) {
-        let reserve = std::mem::take(&mut self.tracking.reserve);
-        if !reserve.is_empty() {
-            for tracker in &self.tracking.trackers {
-                cx.note_silent(tracker.peer);
-            }
-            self.tracking.trackers.extend(&reserve);
-        }
-        self.ask_all(cx, reserve);
-    }
-
-    /// Asks several trackers at once, whichever answers first; without any, prepares the fallback.
-    fn ask_all(&mut self, cx: &mut Context<'_>, trackers: Vec<Contact>) {
-        self.tracking.at = self.tracking.trackers.len();
-        if trackers.is_empty() {
-            self.fall_back(cx);
-            return;
-        }
-        self.tracking.state = State::Asking { since: cx.now };
-        for tracker in trackers {
-            if cx.reach(tracker) {
-                self.send_join(cx, tracker.peer);
-            }
-        }
-    }
-
-    fn fall_back(&mut self, cx: &mut Context<'_>) {
-        self.meet_spare(cx);
-        let due = cx.now + fallback_wait(cx);
-        self.tracking.state = State::Fallback { due };
-        self.tracking.trackless = true;
-    }
-
     pub(super) fn track_due(&mut self, cx: &mut Context<'_>) {
         let due =
             self.tracking.deadline(self.lease.is_some(), self.progressed, cx.limits).is_some_and(|due| due <= cx.now);
@@ -330,6 +224,7 @@ impl Fetch {
         match self.tracking.state {
             State::Idle | State::Completing => {}
             State::Locating { .. } => self.join(cx),
+            State::Joining { .. } if self.tracking.second_waits => self.ask_second(cx),
             State::Joining { .. } => self.next_tracker(cx),
             State::Asking { .. } => self.ask_reserve(cx),
             State::Joined { unanswered: Some(since), .. }
@@ -373,7 +268,6 @@ impl Fetch {
         let mut named = cx.limits.sample;
         let racked = self.tracking.meeting_point.is_some();
         if self.tracking.is_at(peer) {
-            let first = matches!(self.tracking.state, State::Joining { .. });
             self.tracking.state = match self.tracking.state {
                 State::Joined { beat, .. } => State::Joined { beat, unanswered: None },
                 State::Idle
@@ -384,7 +278,7 @@ impl Fetch {
                 | State::Completing => State::Joined { beat: cx.now, unanswered: None },
             };
             self.tracking.assured = served.then_some(cx.now);
-            if first && racked {
+            if self.tracking.second_waits {
                 self.ask_second(cx);
             }
         } else if !racked {
@@ -404,20 +298,6 @@ impl Fetch {
         if self.remotes.subscribed.len() < FEW {
             self.meet_spare(cx);
             self.ask_others(cx);
-        }
-    }
-
-    /// The tracker knows few members: each may know some.
-    fn ask_others(&mut self, cx: &mut Context<'_>) {
-        if std::mem::replace(&mut self.tracking.all_asked, true) || self.lease.is_some() {
-            return;
-        }
-        let asked = [self.tracking.tracker().map(|contact| contact.peer), self.tracking.second];
-        let others = self.tracking.trackers.iter().filter(|contact| !asked.contains(&Some(contact.peer)));
-        for tracker in others.copied().collect::<Vec<_>>() {
-            if cx.reach(tracker) {
-                self.send_join(cx, tracker.peer);
-            }
         }
     }
 
@@ -479,27 +359,6 @@ impl Fetch {
             }
         }
     }
-}
-
-/// The tracker at which the nodes of this node's rack meet, if it has a name: else each would know only those of them that
-/// happened to choose the same tracker. Rendezvous hashing, since trackers' names begin alike: by distance, one of four had
-/// half of all racks.
-fn meeting_point(place: Place, trackers: &[Contact]) -> Option<PeerId> {
-    let Place { zone, rack } = place;
-    let weight = |peer: &PeerId| {
-        let named = [&peer.0[..], &zone.to_be_bytes(), &rack.to_be_bytes()].concat();
-        Digest::of(Algorithm::Sha256, &named)
-    };
-    trackers.iter().map(|contact| contact.peer).filter(|_| rack != 0).max_by_key(weight)
-}
-
-/// A random wait, most often near the end of the window: of many nodes that draw one, few draw an early one, and the
-/// others then find them (truncated exponential, after Nonnenmacher and Biersack's feedback suppression).
-fn fallback_wait(cx: &mut Context<'_>) -> Duration {
-    const STEEPNESS: f64 = 10.0;
-    let uniform: f64 = cx.rng.random();
-    let share = (uniform * STEEPNESS.exp_m1()).ln_1p() / STEEPNESS;
-    cx.limits.fallback_window.mul_f64(share.clamp(0.0, 1.0))
 }
 
 #[cfg(test)]

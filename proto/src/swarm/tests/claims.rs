@@ -81,7 +81,7 @@ fn the_last_states_of_a_stream_are_believed_before_anybody_has_the_last_chunk_to
     let mut rig = Rig::new(Place::default());
     name(peer(1)).into_iter().for_each(|input| drop(rig.tell(input)));
     rig.meet(1, Place::default(), ChunkSet::empty(layout().count()));
-    let mut say = |rig: &mut Rig, from: usize, end: usize| {
+    let say = |rig: &mut Rig, from: usize, end: usize| {
         let (author, from, states) = (peer(1), ChunkIndex(from as u32), states(false)[from..end].to_vec());
         let segment = Segment { author, from, states, signature: Signature([0; 64]) };
         rig.hear(1, Message::Segment { digest: digest(), size: SIZE, segment: segment.into() });

@@ -5,7 +5,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
 };
 
-use super::*;
+use super::{ask::meeting_point, *};
 use crate::{
     peer::Place,
     swarm::{Input, Swarm},
@@ -135,6 +135,19 @@ fn the_nodes_of_a_rack_meet_at_one_tracker_and_ask_another_once_it_has_answered(
         firsts.append(&mut met);
     }
     assert_eq!(firsts.len(), 4, "racks spread over the trackers");
+}
+
+#[test]
+fn a_rack_whose_meeting_point_is_dead_does_not_wait_for_it_alone() {
+    let mut node = Node::in_place(1, Place { zone: 0, rack: 1 });
+    let first = node.dialled()[0];
+    node.handle_at(Duration::from_millis(100), Input::Elapsed);
+    assert_eq!(node.dialled(), []);
+    node.handle_at(Duration::from_millis(150), Input::Elapsed);
+    let [second] = node.dialled()[..] else { panic!("one more is asked") };
+    assert_ne!(second, first);
+    node.handle_at(Duration::from_millis(200), Input::Connected { peer: second, place: Place::default() });
+    assert_eq!(node.joins(), [(second, false)]);
 }
 
 #[test]
