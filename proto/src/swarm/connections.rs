@@ -69,7 +69,7 @@ pub(super) struct Intake {
     pub(super) all: u64,
     /// Bytes that are still to come, if that is known.
     pub(super) remaining: Option<u64>,
-    /// Bytes that come in at once, as one chunk.
+    /// Bytes that come in at once, as one chunk; the most there is while that is not known.
     pub(super) grain: u64,
     /// This node uploads something at this moment.
     pub(super) uploads: bool,
@@ -143,7 +143,7 @@ impl Connections {
             }
             Phase::Measuring { since, bytes: before, all: all_before } if since + self.measure() <= now => {
                 let (came, all_came) = (bytes.saturating_sub(before), all.saturating_sub(all_before));
-                if all_came >= GRAINS * intake.grain || since + PATIENCE <= now {
+                if all_came >= intake.grain.saturating_mul(GRAINS) || since + PATIENCE <= now {
                     let seconds = now.since(since).as_secs_f64();
                     self.judge(now, came as f64 / seconds, all_came as f64 / seconds, intake);
                 }
@@ -264,5 +264,16 @@ mod tests {
             now = now + Duration::from_millis(10);
         }
         assert_eq!(open, 1);
+    }
+
+    #[test]
+    fn what_a_chunk_is_may_be_forgotten_while_something_is_tried() {
+        let (mut connections, mut now) = (Connections::default(), Time::ZERO);
+        for step in 0..500_u64 {
+            let (bytes, known) = (step * 10_000, step < 100);
+            let (remaining, grain) = if known { (Some(u64::MAX), 100_000) } else { (None, u64::MAX) };
+            connections.wanted(now, Intake { bytes, all: bytes, remaining, grain, uploads: false });
+            now = now + Duration::from_millis(10);
+        }
     }
 }
