@@ -101,6 +101,11 @@ impl Claims {
         self.refused.extend(authors.take(room));
     }
 
+    /// One whose word seemed better was caught: whoever gave way to it is heard again.
+    pub(super) fn hear_again(&mut self) {
+        self.refused.clear();
+    }
+
     pub(super) fn drop_candidate(&mut self) {
         self.candidate = None;
     }
@@ -173,6 +178,10 @@ impl Fetch {
         let peer = remote.peer;
         remote.frontier = remote.frontier.max(segment.end());
         let trusted = self.trusts(cx, segment.author);
+        if !trusted && self.claims.is_refused(segment.author) {
+            // It gave way to a better word: were it taken again behind what others say, it would have to give way again, for ever.
+            return;
+        }
         let Some(content) = &self.content else {
             if trusted && !is_of_whole(size, &segment) {
                 if self.size_up(cx, size) {
@@ -282,10 +291,7 @@ impl Fetch {
         let patient = candidate.since + PART_PATIENCE > cx.now;
         let known = self.content.as_ref().map_or(ChunkIndex::FIRST, |content| content.chain.frontier());
         let long = candidate.segments.iter().any(|segment| segment.states.len() > STREAMED_STATES_MAX);
-        // The last states of a stream that was followed so far: its holder shows the last chunks to one peer each.
-        let more = candidate.chain.frontier().at().checked_sub(known.at());
-        let streamed = known > ChunkIndex::FIRST && more.is_some_and(|more| more <= STREAMED_STATES_MAX);
-        let whole = long || candidate.chain.is_whole() && !short && !streamed;
+        let whole = long || candidate.chain.is_whole() && !short && !self.ends_stream(candidate);
         // Whoever has the whole chain shows its end, or is not believed.
         if whole && (long || !named) && !patient {
             let peer = candidate.peer;
@@ -293,6 +299,16 @@ impl Fetch {
         } else if candidate.chain.frontier() > known && (!patient || named && !whole) {
             self.believe(cx);
         }
+    }
+
+    /// Whether a candidate adds the last states to what the same author has streamed so far. Its holder shows the last
+    /// chunks to one peer each, so that whoever passes the states on has no last chunk to show.
+    fn ends_stream(&self, candidate: &Candidate) -> bool {
+        let Some(content) = &self.content else { return false };
+        let followed = content.segments.last().map(|segment| segment.author);
+        let more = candidate.chain.frontier().at().checked_sub(content.chain.frontier().at());
+        let same = candidate.segments.iter().all(|segment| Some(segment.author) == followed);
+        same && content.chain.frontier() > ChunkIndex::FIRST && more.is_some_and(|more| more <= STREAMED_STATES_MAX)
     }
 
     /// Whether the peer that offers a chain has its last chunk, as it says: a holder that still streams has not.

@@ -91,6 +91,7 @@ impl Fetch {
         if !self.claims.ban(liar) {
             return;
         }
+        self.claims.hear_again();
         cx.out.push(Output::Report(Event::Convicted { peer: liar, digest: self.digest }));
         if let Some(slot) = self.remotes.find(liar) {
             self.drop_remote(cx, slot);

@@ -267,13 +267,13 @@ mod tests {
     }
 
     #[test]
-    fn what_a_chunk_is_may_be_forgotten_while_something_is_tried() {
-        let (mut connections, mut now) = (Connections::default(), Time::ZERO);
-        for step in 0..500_u64 {
-            let (bytes, known) = (step * 10_000, step < 100);
-            let (remaining, grain) = if known { (Some(u64::MAX), 100_000) } else { (None, u64::MAX) };
-            connections.wanted(now, Intake { bytes, all: bytes, remaining, grain, uploads: false });
-            now = now + Duration::from_millis(10);
-        }
+    fn what_a_chunk_is_may_be_forgotten_while_something_is_measured() {
+        let mut connections = Connections::default();
+        let at = |milliseconds: u64| Time::ZERO + Duration::from_millis(milliseconds);
+        let intake = |grain| Intake { bytes: 1, all: 1, remaining: None, grain, uploads: false };
+        connections.wanted(at(0), intake(100_000));
+        connections.wanted(at(1_000), intake(100_000));
+        assert!(matches!(connections.phase, Phase::Measuring { .. }), "{connections:?}");
+        assert_eq!(connections.wanted(at(2_000), intake(u64::MAX)), 1);
     }
 }

@@ -92,3 +92,29 @@ fn the_last_states_of_a_stream_are_believed_before_anybody_has_the_last_chunk_to
     let out = rig.hear(1, Message::Fresh { digest: digest(), chunks: vec![shown] });
     assert_eq!(pulls(&out).iter().map(|pull| pull.2).collect::<Vec<_>>(), [shown], "without any wait");
 }
+
+#[test]
+fn an_author_whose_word_gave_way_to_a_better_one_is_not_heard_again_behind_others() {
+    let mut rig = Rig::new(Place::default());
+    name(peer(1)).into_iter().for_each(|input| drop(rig.tell(input)));
+    let (peers, sources) = (Vec::new(), vec![peer(1), peer(4)]);
+    rig.hear(3, Message::Joined { digest: digest(), peers, lease: None, served: true, sources });
+    for from in [1, 2, 4] {
+        rig.meet(from, Place::default(), ChunkSet::empty(layout().count()));
+    }
+    let mut discards = Vec::new();
+    for _ in 0..3 {
+        let mut out = Vec::new();
+        // The second goes on from what the first says, and no tracker stands for it. The fourth contradicts both.
+        for (author, from, states) in
+            [(1, 0, &states(false)[..3]), (2, 2, &states(false)[2..20]), (4, 0, &states(true))]
+        {
+            let (author, states, signature) = (peer(author), states.to_vec(), Signature([0; 64]));
+            let segment = Segment { author, from: ChunkIndex(from), states, signature };
+            let message = Message::Segment { digest: digest(), size: SIZE, segment: segment.into() };
+            out.extend(rig.tell(Input::Received { peer: author, message }));
+        }
+        discards.push(out.iter().filter(|order| matches!(order, Output::Discard { .. })).count());
+    }
+    assert_eq!(discards, [1, 0, 0]);
+}
