@@ -24,8 +24,6 @@ use crate::{
 const HUNGER: Duration = Duration::from_millis(300);
 /// So long a holder reports more often, so that a slow one is found out before much is lost.
 const YOUTH: Duration = Duration::from_secs(1);
-/// So long the tracker at which a rack meets may take to answer before another one is asked too.
-const MEETING_PATIENCE: Duration = Duration::from_millis(150);
 /// A tracker that is connected and does not answer a heartbeat of a hungry fetch for so long is taken for dead.
 const SILENCE: Duration = Duration::from_millis(250);
 
@@ -39,9 +37,7 @@ pub(super) struct Tracking {
     at: usize,
     /// Another one that is asked once, so that the groups of the trackers mix.
     second: Option<PeerId>,
-    /// That one is asked once the first has answered, or does not for a moment.
-    second_waits: bool,
-    /// The one at which the nodes of this node's rack meet: they ask it first.
+    /// The one at which the nodes of this node's rack meet.
     meeting_point: Option<PeerId>,
     /// Trackers that have not said yet that the lease is this node's.
     unconfirmed: Vec<PeerId>,
@@ -160,7 +156,6 @@ impl Tracking {
         match self.state {
             State::Idle | State::Completing => None,
             State::Locating { since } => Some(since + limits.join_timeout * 3),
-            State::Joining { since } if self.second_waits => Some(since + MEETING_PATIENCE),
             State::Joining { since } => Some(since + limits.join_timeout),
             // With several asked, one would have answered sooner.
             State::Asking { since } if !self.reserve.is_empty() => Some(since + limits.join_timeout / 3),
@@ -224,7 +219,6 @@ impl Fetch {
         match self.tracking.state {
             State::Idle | State::Completing => {}
             State::Locating { .. } => self.join(cx),
-            State::Joining { .. } if self.tracking.second_waits => self.ask_second(cx),
             State::Joining { .. } => self.next_tracker(cx),
             State::Asking { .. } => self.ask_reserve(cx),
             State::Joined { unanswered: Some(since), .. }
@@ -266,7 +260,6 @@ impl Fetch {
         self.tracking.trackless = false;
         self.tracking.named.insert(peer, sources.to_vec());
         let mut named = cx.limits.sample;
-        let racked = self.tracking.meeting_point.is_some();
         if self.tracking.is_at(peer) {
             self.tracking.state = match self.tracking.state {
                 State::Joined { beat, .. } => State::Joined { beat, unanswered: None },
@@ -278,10 +271,10 @@ impl Fetch {
                 | State::Completing => State::Joined { beat: cx.now, unanswered: None },
             };
             self.tracking.assured = served.then_some(cx.now);
-            if self.tracking.second_waits {
-                self.ask_second(cx);
+            if self.tracking.meeting_point.is_some_and(|point| point != peer) {
+                named = named.min(FEW);
             }
-        } else if !racked {
+        } else if self.tracking.meeting_point != Some(peer) {
             named = named.div_ceil(3);
         }
         match lease {
@@ -291,7 +284,7 @@ impl Fetch {
         }
         // Behind the lease, since whoever imports has room for more.
         // Others may have found this node meanwhile; whom it meets in its rack, it cannot do without.
-        let room = if racked { 2 } else { 1 };
+        let room = if self.tracking.meeting_point == Some(peer) { 2 } else { 1 };
         for contact in peers.iter().take(named) {
             self.meet_within(cx, *contact, cx.limits.neighbours_max * room);
         }

@@ -15,8 +15,7 @@ use crate::{
 };
 
 /// How many nodes ask a second tracker: enough to mix the groups, few enough that thousands which start at once do not
-/// wait for one another's handshakes. Of nodes in racks all do, since the groups are racks then, but only once the first
-/// has answered.
+/// wait for one another's handshakes.
 const SECOND: f64 = 0.25;
 
 impl Fetch {
@@ -36,17 +35,17 @@ impl Fetch {
             }
             return;
         }
-        // Those that did not answer a moment ago come last, so that not every fetch waits for them anew. Of the others it is
-        // the rack's, or one at random: thousands that start at once shall not all connect to the same node.
+        // Those that did not answer a moment ago come last, so that not every fetch waits for them anew. Of the others one
+        // is chosen at random: thousands that start at once shall not all connect to the same node.
         trackers.sort_by_key(|contact| cx.is_silent(contact.peer));
         let live = trackers.iter().filter(|contact| !cx.is_silent(contact.peer)).count();
-        self.tracking.meeting_point = meeting_point(cx.place, &trackers[..live]);
-        let met = trackers.iter().position(|contact| Some(contact.peer) == self.tracking.meeting_point);
-        self.tracking.at = met.unwrap_or_else(|| if live > 1 { cx.rng.random_range(0..live) } else { 0 });
-        self.tracking.second = (live > 1 && (met.is_some() || cx.rng.random_bool(SECOND)))
+        self.tracking.at = if live > 1 { cx.rng.random_range(0..live) } else { 0 };
+        let other = (live > 1 && cx.rng.random_bool(SECOND))
             .then(|| (self.tracking.at + cx.rng.random_range(1..live)) % live)
             .and_then(|at| trackers.get(at))
             .map(|contact| contact.peer);
+        self.tracking.meeting_point = meeting_point(cx.place, &trackers[..live]);
+        self.tracking.second = self.tracking.meeting_point.or(other);
         self.tracking.named.retain(|tracker, _| trackers.iter().any(|contact| contact.peer == *tracker));
         self.tracking.trackers = trackers;
         if self.tracking.trackers.is_empty() {
@@ -62,23 +61,11 @@ impl Fetch {
             return;
         };
         self.tracking.state = State::Joining { since: cx.now };
-        if cx.reach(tracker) {
-            self.send_join(cx, tracker.peer);
-        }
-        self.tracking.second_waits = self.tracking.meeting_point.is_some();
-        if !self.tracking.second_waits {
-            self.ask_second(cx);
-        }
-    }
-
-    /// Asks the other tracker, so that this node is no stranger to the groups of all the others.
-    pub(super) fn ask_second(&mut self, cx: &mut Context<'_>) {
-        self.tracking.second_waits = false;
         let second = self.tracking.trackers.iter().find(|contact| Some(contact.peer) == self.tracking.second).copied();
-        if let Some(tracker) = second
-            && cx.reach(tracker)
-        {
-            self.send_join(cx, tracker.peer);
+        for contact in std::iter::once(tracker).chain(second) {
+            if cx.reach(contact) {
+                self.send_join(cx, contact.peer);
+            }
         }
     }
 

@@ -30,11 +30,7 @@ struct Node {
 impl Node {
     /// A node that knows the four trackers of what it wants.
     fn new(seed: u64) -> Self {
-        Self::in_place(seed, Place::default())
-    }
-
-    fn in_place(seed: u64, place: Place) -> Self {
-        let swarm = Swarm::new(PeerId([99; 32]), place, Limits::default(), seed);
+        let swarm = Swarm::new(PeerId([99; 32]), Place::default(), Limits::default(), seed);
         let mut node = Self { swarm, out: Vec::new() };
         node.handle(Input::Wanted { digest: digest(), restored: None });
         node.handle(Input::Holders { digest: digest(), holders: Vec::new() });
@@ -110,44 +106,6 @@ fn nodes_that_start_at_once_spread_over_the_trackers() {
     }
     assert!(first[1..].iter().all(|nodes| (60..140).contains(nodes)), "{first:?}");
     assert!((60..140).contains(&second), "one in four asks one more, so that the groups mix: {second}");
-}
-
-#[test]
-fn the_nodes_of_a_rack_meet_at_one_tracker_and_ask_another_once_it_has_answered() {
-    let mut firsts = BTreeSet::new();
-    for rack in 1..=20 {
-        let mut met = BTreeSet::new();
-        for seed in 0..4 {
-            let mut node = Node::in_place(seed, Place { zone: 0, rack });
-            let dialled = node.dialled();
-            let [first] = dialled[..] else { panic!("others have to wait for their turn: {dialled:?}") };
-            met.insert(first);
-            node.connect(first);
-            node.out.clear();
-            let (peers, sources) = ((10..20).map(tracker).collect(), Vec::new());
-            let message = Message::Joined { digest: digest(), peers, lease: None, served: true, sources };
-            node.handle(Input::Received { peer: first, message });
-            let others = (1..=4).map(|id| tracker(id).peer).filter(|peer| *peer != first);
-            let dialled = node.dialled();
-            assert_eq!(others.filter(|peer| dialled.contains(peer)).count(), 1, "{dialled:?}");
-        }
-        assert_eq!(met.len(), 1, "rack {rack}");
-        firsts.append(&mut met);
-    }
-    assert_eq!(firsts.len(), 4, "racks spread over the trackers");
-}
-
-#[test]
-fn a_rack_whose_meeting_point_is_dead_does_not_wait_for_it_alone() {
-    let mut node = Node::in_place(1, Place { zone: 0, rack: 1 });
-    let first = node.dialled()[0];
-    node.handle_at(Duration::from_millis(100), Input::Elapsed);
-    assert_eq!(node.dialled(), []);
-    node.handle_at(Duration::from_millis(150), Input::Elapsed);
-    let [second] = node.dialled()[..] else { panic!("one more is asked") };
-    assert_ne!(second, first);
-    node.handle_at(Duration::from_millis(200), Input::Connected { peer: second, place: Place::default() });
-    assert_eq!(node.joins(), [(second, false)]);
 }
 
 #[test]
