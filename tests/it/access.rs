@@ -112,7 +112,8 @@ async fn a_node_without_the_credential_gets_nothing_from_peers_even_if_the_origi
     // What the first one may share outlives its process.
     first.kill();
     first.up().await;
-    second.wait_for_peers(1).await;
+    // It begins anew without any peer, so that it knows the second once the second found it again.
+    first.wait_for_peers(1).await;
     pull(&second, &layer).await;
 }
 

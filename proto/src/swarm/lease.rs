@@ -246,7 +246,12 @@ impl Fetch {
             let early = remote.early.as_ref().is_some_and(|(_, chunks)| !chunks.is_empty());
             remote.has > 0 || early || self.remotes.subscribed.contains(slot) && !remote.answered
         });
-        if !open && self.tracking.holders_known() && !self.tracking.is_served() {
+        if open || self.tracking.is_served() || self.tracking.is_looking() {
+            return;
+        }
+        if self.tracking.look_again(cx, self.digest) {
+            self.rearm(cx);
+        } else {
             self.fail(cx, FetchError::Origin(failure));
         }
     }

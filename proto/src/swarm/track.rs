@@ -50,6 +50,10 @@ pub(super) struct Tracking {
     /// All trackers were asked, since the first knew few members.
     all_asked: bool,
     state: State,
+    /// When the DHT was last asked.
+    looked: Option<Time>,
+    /// It was asked once more, since neither the origin nor anybody known can serve.
+    looked_again: bool,
     holders_known: bool,
     /// Holders that were not asked yet.
     spare: Vec<Contact>,
@@ -67,6 +71,8 @@ pub(super) struct Tracking {
     told_burden: bool,
 }
 
+/// An answer of the DHT that is younger is not asked for anew before a fetch fails.
+const FRESH: Duration = Duration::from_secs(1);
 /// Holders of the whole blob that are asked beside the peers that the tracker names.
 const HOLDERS: usize = 2;
 /// Peers that a tracker names, with fewer of which the other holders are asked too.
@@ -96,7 +102,26 @@ enum State {
 impl Tracking {
     pub(super) fn start(&mut self, cx: &mut Context<'_>, digest: Digest) {
         self.state = State::Locating { since: cx.now };
+        self.looked = Some(cx.now);
         cx.out.push(Output::Locate { digest });
+    }
+
+    /// Asks the DHT once more before the fetch fails, if its answer is old: whoever has the blob may have come, or come
+    /// back, since. Returns whether it did.
+    pub(super) fn look_again(&mut self, cx: &mut Context<'_>, digest: Digest) -> bool {
+        let fresh = self.looked.is_some_and(|looked| looked + FRESH > cx.now);
+        if fresh || std::mem::replace(&mut self.looked_again, true) {
+            return false;
+        }
+        self.holders_known = false;
+        self.start(cx, digest);
+        true
+    }
+
+    /// Whether there may be holders of whom nothing was heard yet.
+    pub(super) const fn is_looking(&self) -> bool {
+        let asking = matches!(self.state, State::Locating { .. } | State::Joining { .. } | State::Asking { .. });
+        !self.holders_known || self.looked_again && asking
     }
 
     pub(super) const fn holders_known(&self) -> bool {

@@ -127,3 +127,57 @@ fn a_holder_reports_as_soon_as_its_first_chunk_is_here() {
     assert!(goes_on(&mut rig, run));
     assert_eq!(reports(&rig.wait(Duration::from_millis(20))), 1, "the lease's trial begins then");
 }
+
+/// A node that only knows itself as a tracker, whose origin fails for good after `tried`. Returns what it then orders.
+fn shut(tried: Duration) -> (Rig, Vec<Output>) {
+    let mut rig = Rig::new(Place::default());
+    rig.tell(Input::Located { digest: digest(), trackers: vec![contact(3)], known: Vec::new() });
+    rig.tell(Input::Connected { peer: peer(3), place: Place::default() });
+    rig.hear(3, joined(1));
+    let out = rig.tell(Input::Holders { digest: digest(), holders: Vec::new() });
+    let opened = |order: &Output| if let Output::PullOrigin { run, .. } = order { Some(*run) } else { None };
+    let run = out.iter().find_map(opened).expect("a stream");
+    rig.wait(tried);
+    let failure = Some(OriginFailure::Refused);
+    let out = rig.tell(Input::OriginEnded { digest: digest(), run, failure });
+    (rig, out)
+}
+
+fn looks(out: &[Output]) -> bool {
+    out.iter().any(|order| matches!(order, Output::Locate { .. }))
+}
+
+fn fails(out: &[Output]) -> bool {
+    out.iter().any(|order| matches!(order, Output::Failed { .. }))
+}
+
+#[test]
+fn before_it_gives_up_it_asks_the_dht_whether_a_holder_came_meanwhile() {
+    let (mut rig, out) = shut(Duration::from_secs(3));
+    assert!(looks(&out) && !fails(&out), "the DHT's answer is old: {out:?}");
+    rig.tell(Input::Located { digest: digest(), trackers: vec![contact(3)], known: Vec::new() });
+    let out = rig.tell(Input::Holders { digest: digest(), holders: vec![contact(4)] });
+    assert!(out.iter().any(|order| matches!(order, Output::Dial { contact: dialled } if *dialled == contact(4))));
+    let none = Message::Joined { digest: digest(), peers: Vec::new(), lease: None, served: false, sources: Vec::new() };
+    assert!(!fails(&rig.hear(3, none)), "the holder is being dialled");
+    let out = rig.meet(4, Place::default(), ChunkSet::full(layout().count()));
+    let asks = |order: &Output| matches!(order, Output::Send { peer: to, message: Message::Subscribe { .. } } if *to == peer(4));
+    assert!(!fails(&out) && out.iter().any(asks), "{out:?}");
+}
+
+#[test]
+fn it_gives_up_once_the_dht_knows_nobody_either_and_at_once_if_it_said_so_just_now() {
+    let (_, out) = shut(Duration::from_millis(500));
+    assert!(fails(&out) && !looks(&out), "{out:?}");
+    let (mut rig, _) = shut(Duration::from_secs(3));
+    rig.tell(Input::Located { digest: digest(), trackers: vec![contact(3)], known: Vec::new() });
+    assert!(
+        !fails(&rig.tell(Input::Holders { digest: digest(), holders: Vec::new() })),
+        "the tracker may name somebody"
+    );
+    let none = Message::Joined { digest: digest(), peers: Vec::new(), lease: None, served: false, sources: Vec::new() };
+    let out = rig.hear(3, none);
+    assert!(fails(&out) && !looks(&out), "{out:?}");
+    let (mut rig, _) = shut(Duration::from_secs(3));
+    assert!(fails(&rig.wait(Limits::default().stall_timeout * 2)), "a DHT that is silent holds nobody up for ever");
+}
