@@ -6,6 +6,8 @@
 //! whoever signed and sent what leads elsewhere is caught by its own word. A part of a chain that no tracker's word stands
 //! for waits until nothing better came for a while.
 
+mod ask;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -28,11 +30,6 @@ use crate::{
     wire::Message,
 };
 
-/// States that are missing are asked for again after so long.
-const STATES_PATIENCE: Duration = Duration::from_millis(50);
-/// If others have chunks behind the known states, and nothing at all comes, they are asked again after so long: where all had
-/// the word of an author that is not believed here, each has signed its own once it had the whole.
-const STATES_RETRY: Duration = Duration::from_secs(1);
 /// A part of a chain that no tracker's word stands for is believed if nothing better came for so long.
 const PART_PATIENCE: Duration = Duration::from_millis(300);
 /// Tries to get a candidate's last chunk from the peer that offers it, but for those while it was busy.
@@ -218,14 +215,6 @@ impl Fetch {
             .is_some_and(|candidate| candidate.peer == peer && Fit::of(&candidate.chain, segment) != Fit::Gap)
     }
 
-    fn ask_again(&mut self, cx: &mut Context<'_>, slot: Slot) {
-        let Some(content) = &mut self.content else { return };
-        if content.states_asked + STATES_PATIENCE <= cx.now {
-            content.states_asked = cx.now;
-            self.subscribe(cx, slot);
-        }
-    }
-
     /// Takes states into the believed chain, and tells others of them.
     fn adopt(&mut self, cx: &mut Context<'_>, from: PeerId, segment: Arc<Segment>) {
         let Some(content) = &mut self.content else { return };
@@ -356,7 +345,7 @@ impl Fetch {
             return;
         }
         let id = PullId(cx.next_id());
-        let pull = Pull { peer: slot, chunk: last, started: cx.now, fresh: true, hedged: true, waited: None };
+        let pull = Pull { peer: slot, chunk: last, started: cx.now, fresh: true, waited: None };
         self.send_pull(cx, id, pull, expected);
         if let Some(candidate) = &mut self.claims.candidate {
             candidate.probe = Some(id);
@@ -419,18 +408,6 @@ impl Fetch {
         self.ask_all_again(cx);
     }
 
-    /// Asks for states again of all that have more than this node.
-    pub(super) fn ask_all_again(&mut self, cx: &mut Context<'_>) {
-        let known = self.content.as_ref().map_or(ChunkIndex::FIRST, |content| content.chain.frontier());
-        let ahead = self.remotes.subscribed.iter().filter(|slot| {
-            let remote = &self.remotes[*slot];
-            remote.up && remote.frontier > known && !self.claims.is_unable(cx.now, remote.peer)
-        });
-        for slot in ahead.collect::<Vec<_>>() {
-            self.subscribe(cx, slot);
-        }
-    }
-
     /// Keeps a segment that brought news and tells it to subscribers that do not know its states. Those who have them
     /// from elsewhere say so, so that the paths by which they come first are left: mostly straight from the author, who
     /// tells everybody.
@@ -455,55 +432,6 @@ impl Fetch {
         content.chain.extend(chunk, states)?;
         content.extended(before);
         Ok(())
-    }
-
-    /// Asks a peer for states again if it has chunks that cannot be verified without: whoever sent states before is gone or slow.
-    pub(super) fn ask_states(&mut self, cx: &mut Context<'_>, slot: Slot) {
-        let (Some(content), remote) = (&self.content, &self.remotes[slot]) else { return };
-        if remote.pruned && !content.chain.is_whole() && remote.has > 0 && remote.furthest >= content.verifiable_end() {
-            self.ask_again(cx, slot);
-        }
-    }
-
-    /// When those who have chunks of unknown states are asked for the states anew; none if there is something else to do.
-    pub(super) fn states_due(&self) -> Option<Time> {
-        let waits =
-            |content: &&Content| content.pulls.is_empty() && !content.offers.any_open() && !content.chain.is_whole();
-        let content = self.content.as_ref().filter(waits)?;
-        self.ahead(content).next().map(|_| content.states_asked.max(self.progressed) + STATES_RETRY)
-    }
-
-    /// Asks them.
-    pub(super) fn ask_for_states(&mut self, cx: &mut Context<'_>) {
-        if self.states_due().is_none_or(|due| due > cx.now) {
-            return;
-        }
-        let Some(content) = &mut self.content else { return };
-        content.states_asked = cx.now;
-        let ahead: Vec<Slot> = self.content.iter().flat_map(|content| self.ahead(content)).collect();
-        for slot in ahead {
-            self.subscribe(cx, slot);
-        }
-    }
-
-    /// Who has chunks that cannot be verified with the known states.
-    fn ahead(&self, content: &Content) -> impl Iterator<Item = Slot> {
-        let end = content.verifiable_end();
-        self.remotes
-            .iter()
-            .filter(move |(_, remote)| remote.up && remote.has > 0 && remote.furthest >= end)
-            .map(|(slot, _)| slot)
-    }
-
-    /// A peer sent states that were known: another one is quicker, and this one needs to send no more.
-    fn prune(&mut self, cx: &mut Context<'_>, slot: Slot) {
-        let (Some(content), remote) = (&self.content, &mut self.remotes[slot]) else { return };
-        let quicker = content.feeder.is_some_and(|feeder| feeder != remote.peer);
-        if !remote.pruned && self.remotes.subscribed.contains(slot) && quicker {
-            let remote = &mut self.remotes[slot];
-            remote.pruned = true;
-            cx.send(remote.peer, Message::Subscribe { digest: self.digest, frontier: content.layout().last() });
-        }
     }
 }
 

@@ -69,8 +69,8 @@ pub(super) struct Intake {
     pub(super) all: u64,
     /// Bytes that are still to come, if that is known.
     pub(super) remaining: Option<u64>,
-    /// Bytes that come in at once, as one chunk; the most there is while that is not known.
-    pub(super) grain: u64,
+    /// Bytes that come in at once, as one chunk, if that is known.
+    pub(super) grain: Option<u64>,
     /// This node uploads something at this moment.
     pub(super) uploads: bool,
 }
@@ -143,7 +143,8 @@ impl Connections {
             }
             Phase::Measuring { since, bytes: before, all: all_before } if since + self.measure() <= now => {
                 let (came, all_came) = (bytes.saturating_sub(before), all.saturating_sub(all_before));
-                if all_came >= intake.grain.saturating_mul(GRAINS) || since + PATIENCE <= now {
+                let enough = intake.grain.is_some_and(|grain| all_came >= grain * GRAINS);
+                if enough || since + PATIENCE <= now {
                     let seconds = now.since(since).as_secs_f64();
                     self.judge(now, came as f64 / seconds, all_came as f64 / seconds, intake);
                 }
@@ -208,7 +209,7 @@ mod tests {
                 bytes: bytes as u64,
                 all: (bytes + other) as u64,
                 remaining: Some(u64::MAX),
-                grain: 1_000_000,
+                grain: Some(1_000_000),
                 uploads: false,
             };
             open = connections.wanted(now, intake);
@@ -244,7 +245,8 @@ mod tests {
         connections.stay_alone();
         for step in 0..1500_u64 {
             let bytes = step * 100_000;
-            let intake = Intake { bytes, all: bytes, remaining: Some(u64::MAX), grain: 1_000_000, uploads: false };
+            let intake =
+                Intake { bytes, all: bytes, remaining: Some(u64::MAX), grain: Some(1_000_000), uploads: false };
             assert_eq!(connections.wanted(now, intake), 1);
             assert_eq!(connections.due(now), None, "there is nothing to be found out");
             now = now + Duration::from_millis(10);
@@ -259,7 +261,7 @@ mod tests {
         for step in 0..500_u64 {
             let bytes = step * 1_000_000;
             let remaining = Some(100_000_000);
-            let intake = Intake { bytes, all: bytes, remaining, grain: 1_000_000, uploads: false };
+            let intake = Intake { bytes, all: bytes, remaining, grain: Some(1_000_000), uploads: false };
             open = connections.wanted(now, intake);
             now = now + Duration::from_millis(10);
         }
@@ -271,9 +273,9 @@ mod tests {
         let mut connections = Connections::default();
         let at = |milliseconds: u64| Time::ZERO + Duration::from_millis(milliseconds);
         let intake = |grain| Intake { bytes: 1, all: 1, remaining: None, grain, uploads: false };
-        connections.wanted(at(0), intake(100_000));
-        connections.wanted(at(1_000), intake(100_000));
+        connections.wanted(at(0), intake(Some(100_000)));
+        connections.wanted(at(1_000), intake(Some(100_000)));
         assert!(matches!(connections.phase, Phase::Measuring { .. }), "{connections:?}");
-        assert_eq!(connections.wanted(at(2_000), intake(u64::MAX)), 1);
+        assert_eq!(connections.wanted(at(2_000), intake(None)), 1);
     }
 }

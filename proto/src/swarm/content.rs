@@ -75,11 +75,16 @@ pub(super) struct Pull {
     pub(super) started: Time,
     /// It is of those that we were shown first, and takes no room from others.
     pub(super) fresh: bool,
-    /// It was time to ask another peer.
-    pub(super) hedged: bool,
     /// Since when it is waited for, until another peer is asked: anew after each try, since that one may be busy, or gone, too.
     /// None if nobody else is asked.
     pub(super) waited: Option<Time>,
+}
+
+impl Pull {
+    /// Whether it was time to ask another peer, or none else can be asked.
+    pub(super) fn is_slow(&self) -> bool {
+        self.waited != Some(self.started)
+    }
 }
 
 impl Content {

@@ -89,7 +89,7 @@ impl Fetch {
     fn start_pull(&mut self, cx: &mut Context<'_>, slot: Slot, chunk: ChunkIndex, fresh: bool) {
         let Some(expected) = self.content.as_ref().and_then(|content| content.chain.expected(chunk)) else { return };
         let id = PullId(cx.next_id());
-        let pull = Pull { peer: slot, chunk, started: cx.now, fresh, hedged: false, waited: Some(cx.now) };
+        let pull = Pull { peer: slot, chunk, started: cx.now, fresh, waited: Some(cx.now) };
         self.send_pull(cx, id, pull, expected);
     }
 
@@ -194,7 +194,7 @@ impl Fetch {
         loop {
             let Some(content) = &self.content else { return };
             let Some((id, pull)) = content.pulls.iter().find(|(_, pull)| pull.chunk == chunk).copied() else { return };
-            if pull.hedged {
+            if pull.is_slow() {
                 // Whoever is asked twice was slow the first time.
                 let pace = self.remotes[pull.peer].pace.max(cx.now.since(pull.started));
                 self.remotes.note_pace(pull.peer, pace, content.pull_time);
@@ -254,17 +254,16 @@ impl Fetch {
         let slow: Vec<Pull> = slow.collect();
         for pull in &slow {
             for (_, other) in content.pulls.iter_mut().filter(|(_, other)| other.chunk == pull.chunk) {
-                other.hedged = true;
                 other.waited = other.waited.map(|_| cx.now);
             }
         }
         for pull in slow {
             let Some(content) = &self.content else { return };
-            if content.pulls.iter().filter(|(_, other)| other.chunk == pull.chunk).count() >= ASKED_MAX {
-                continue;
-            }
             let asked = content.pulls.iter().filter(|(_, other)| other.chunk == pull.chunk);
             let asked = asked.fold(Slots::NONE, |asked, (_, other)| asked | Slots::only(other.peer));
+            if asked.len() >= ASKED_MAX {
+                continue;
+            }
             let others = content.offers.holders(pull.chunk) & self.may_ask(cx) & !asked;
             let able = others & self.remotes.ready(cx.now) & !self.remotes.slow(content.pull_time);
             if let Some(slot) = self.least_asked(cx, able) {

@@ -1,4 +1,4 @@
-//! A fetch and its trackers: joining, heartbeats, the next tracker when one is silent, and the rationed fallback.
+//! A fetch and its trackers: what they answered, what is due when, and the lease that they give.
 
 mod ask;
 mod beat;

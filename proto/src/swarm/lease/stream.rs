@@ -32,16 +32,18 @@ impl Fetch {
             self.arm(end);
             return;
         }
-        let chunk_bytes = self.content.as_ref().map_or(u64::MAX, |content| content.layout().chunk_bytes());
+        let content = self.content.as_ref();
+        let chunk_bytes = content.map(|content| content.layout().chunk_bytes());
+        let missing = content.map(|content| u64::from(content.missing()) * content.layout().chunk_bytes());
         let intake = Intake {
             bytes: lease.total(),
             all: cx.links.bytes_in,
-            remaining: self.content.as_ref().map(|content| u64::from(content.missing()) * chunk_bytes),
+            remaining: missing,
             grain: chunk_bytes,
             uploads: cx.links.uploads > 0,
         };
         let wanted = lease.connections.wanted(cx.now, intake);
-        let ahead = lease.connections.ahead(chunk_bytes);
+        let ahead = chunk_bytes.map_or(1, |bytes| lease.connections.ahead(bytes));
         // The next stripe is asked for while the last chunks of one come in, so that no answer is waited for in between.
         while self.lease.as_ref().is_some_and(|lease| lease.has_room(wanted, ahead)) {
             let Some(Opening { from, until, before }) = self.next_run(cx.now, wanted) else { break };
