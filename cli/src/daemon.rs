@@ -14,7 +14,7 @@ use std::{
 use serde::Serialize;
 use shoal_daemon::{
     BuildError, Daemon,
-    config::{Config, LogFormat},
+    config::{Config, LogFormat, duration_text},
     credentials,
     registry::RegistryTls,
     secret::Secret,
@@ -205,15 +205,15 @@ struct Checked<'a> {
     warnings: &'a [String],
 }
 
-fn checked_text(checked: &Checked<'_>) -> String {
-    let config = checked.configuration;
+/// Every key and what it comes to; the upstreams have lines of their own.
+fn checked_keys(config: &Config) -> Vec<(&'static str, String)> {
     let list = |items: &[String]| if items.is_empty() { "none".to_owned() } else { items.join(", ") };
     let or_none = |text: Option<String>| text.unwrap_or_else(|| "none".to_owned());
     let addresses = |of: &[SocketAddr]| list(&of.iter().map(ToString::to_string).collect::<Vec<_>>());
     let file = |file: &Option<PathBuf>| or_none(file.as_ref().map(|file| file.display().to_string()));
     let files = |files: &[PathBuf]| files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>();
     let rate = |rate: &Option<shoal_proto::units::Rate>| or_none(rate.as_ref().map(ToString::to_string));
-    let lines = [
+    vec![
         ("data_dir", config.data_dir.display().to_string()),
         ("registry_listen", addresses(&config.registry_listen)),
         ("registry_tls_listen", addresses(&config.registry_tls_listen)),
@@ -225,22 +225,28 @@ fn checked_text(checked: &Checked<'_>) -> String {
         ("bootstrap", list(&config.bootstrap)),
         ("default_upstream", or_none(config.default_upstream.clone())),
         ("credential_files", list(&files(&config.credential_files))),
-        ("plugins of", or_none(config.credential_provider_config.as_ref().map(|file| file.display().to_string()))),
-        ("zone, rack", format!("{}, {}", or_none(config.zone.clone()), or_none(config.rack.clone()))),
-        ("log", format!("{:?}, {}", config.log, config.log_filter).to_lowercase()),
+        ("credential_provider_config", file(&config.credential_provider_config)),
+        ("credential_provider_bin_dir", file(&config.credential_provider_bin_dir)),
+        ("zone", or_none(config.zone.clone())),
+        ("rack", or_none(config.rack.clone())),
+        ("log", format!("{},{}", format!("{:?}", config.log).to_lowercase(), config.log_filter)),
         ("stream", format!("{:?}", config.stream).to_lowercase()),
-        ("tag_ttl", format!("{:?}", config.tag_ttl)),
-        ("stale_if_error", format!("{:?}", config.stale_if_error)),
-        ("shutdown_grace", format!("{:?}", config.shutdown_grace)),
+        ("tag_ttl", duration_text(config.tag_ttl)),
+        ("stale_if_error", duration_text(config.stale_if_error)),
+        ("shutdown_grace", duration_text(config.shutdown_grace)),
         ("registry_hosts", list(&config.registry_hosts)),
         ("limits.upload", rate(&config.limits.upload)),
         ("limits.download", rate(&config.limits.download)),
         ("limits.origin", rate(&config.limits.origin)),
-    ];
+    ]
+}
+
+fn checked_text(checked: &Checked<'_>) -> String {
+    let config = checked.configuration;
     let mut text = String::from("The configuration is fine.\n");
     // Writing to a string cannot fail.
-    for (key, value) in lines {
-        writeln!(text, "  {key:<19} {value}").ok();
+    for (key, value) in checked_keys(config) {
+        writeln!(text, "  {key:<27} {value}").ok();
     }
     for upstream in &config.upstreams {
         let account = upstream.username.as_ref().map_or(String::new(), |user| format!(" as {user}"));
@@ -249,10 +255,34 @@ fn checked_text(checked: &Checked<'_>) -> String {
         let access = upstream.access.name();
         let push = if upstream.push { ", pushes pass" } else { "" };
         let (name, url) = (&upstream.name, &upstream.url);
-        writeln!(text, "  {:<19} {name} at {url}{account}{file}, access {access}{push}", "upstream").ok();
+        writeln!(text, "  {:<27} {name} at {url}{account}{file}, access {access}{push}", "upstream").ok();
     }
     for warning in checked.warnings {
         writeln!(text, "warning: {warning}").ok();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use shoal_daemon::config::{ConfigSources, KEYS};
+
+    use super::*;
+
+    #[test]
+    fn the_check_shows_every_key_by_its_name_and_values_as_they_can_be_written() {
+        let config = Config::load(ConfigSources { root: true, ..ConfigSources::default() }).expect("defaults are fine");
+        let shown = checked_keys(&config);
+        let names: Vec<_> = shown.iter().map(|(key, _)| *key).collect();
+        let keys: Vec<_> = KEYS.iter().map(|key| key.name).filter(|name| *name != "upstreams").collect();
+        assert_eq!(names, keys);
+        let written = shown.into_iter().filter(|(_, value)| value != "none");
+        let env = written.map(|(name, value)| {
+            let key = KEYS.iter().find(|key| key.name == name).expect("just compared");
+            (key.env(), value)
+        });
+        let again =
+            Config::load(ConfigSources { env: env.collect(), ..ConfigSources::default() }).expect("what is shown");
+        assert_eq!(checked_keys(&again), checked_keys(&config));
+    }
 }

@@ -17,6 +17,7 @@ use shoal_proto::units::Rate;
 use url::Url;
 
 pub use keys::{KEYS, Key};
+pub use values::duration_text;
 pub(crate) use values::quoted;
 
 use crate::access::Policy;

@@ -124,14 +124,16 @@ pub(super) fn duration(text: &str) -> Result<Duration, Refusal> {
     }
 }
 
+/// A time as it can be written in a configuration: `30s`, `1500ms`.
+#[must_use]
+pub fn duration_text(duration: Duration) -> String {
+    let millis = duration.as_millis();
+    if millis.is_multiple_of(1000) { format!("{}s", millis / 1000) } else { format!("{millis}ms") }
+}
+
 /// The other way round, for `--check`.
 pub(super) fn serialize_duration<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-    let millis = duration.as_millis();
-    if millis.is_multiple_of(1000) {
-        serializer.collect_str(&format_args!("{}s", millis / 1000))
-    } else {
-        serializer.collect_str(&format_args!("{millis}ms"))
-    }
+    serializer.serialize_str(&duration_text(*duration))
 }
 
 /// Anything that prints itself.
