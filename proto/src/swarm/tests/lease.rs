@@ -15,6 +15,18 @@ fn revoked(epoch: u64) -> Message {
     Message::Revoked { digest: digest(), epoch: Epoch(epoch) }
 }
 
+/// A node that just began to stream under a lease, since nobody has the blob.
+fn streaming() -> (Rig, RunId) {
+    let mut rig = Rig::new(Place::default());
+    rig.tell(Input::Located { digest: digest(), trackers: vec![contact(3)], known: Vec::new() });
+    rig.tell(Input::Connected { peer: peer(3), place: Place::default() });
+    rig.hear(3, joined(1));
+    let out = rig.tell(Input::Holders { digest: digest(), holders: Vec::new() });
+    let opened = |order: &Output| if let Output::PullOrigin { run, .. } = order { Some(*run) } else { None };
+    let run = out.iter().find_map(opened).expect("a stream");
+    (rig, run)
+}
+
 /// A node that streams under a lease, but got nothing for so long that it would go to the origin anyhow.
 fn stalled() -> (Rig, RunId) {
     let mut rig = Rig::new(Place::default());
@@ -112,13 +124,7 @@ fn other_leases_are_drawn_to_a_node_only_once_its_stream_brought_a_chunk() {
 
 #[test]
 fn a_holder_reports_as_soon_as_its_first_chunk_is_here() {
-    let mut rig = Rig::new(Place::default());
-    rig.tell(Input::Located { digest: digest(), trackers: vec![contact(3)], known: Vec::new() });
-    rig.tell(Input::Connected { peer: peer(3), place: Place::default() });
-    rig.hear(3, joined(1));
-    let out = rig.tell(Input::Holders { digest: digest(), holders: Vec::new() });
-    let opened = |order: &Output| if let Output::PullOrigin { run, .. } = order { Some(*run) } else { None };
-    let run = out.iter().find_map(opened).expect("a stream");
+    let (mut rig, run) = streaming();
     let reports = |out: &[Output]| {
         let report = |order: &&Output| matches!(order, Output::Send { message: Message::Join(join), .. } if join.lease.is_some());
         out.iter().filter(report).count()
@@ -130,13 +136,7 @@ fn a_holder_reports_as_soon_as_its_first_chunk_is_here() {
 
 /// A node that only knows itself as a tracker, whose origin fails for good after `tried`. Returns what it then orders.
 fn shut(tried: Duration) -> (Rig, Vec<Output>) {
-    let mut rig = Rig::new(Place::default());
-    rig.tell(Input::Located { digest: digest(), trackers: vec![contact(3)], known: Vec::new() });
-    rig.tell(Input::Connected { peer: peer(3), place: Place::default() });
-    rig.hear(3, joined(1));
-    let out = rig.tell(Input::Holders { digest: digest(), holders: Vec::new() });
-    let opened = |order: &Output| if let Output::PullOrigin { run, .. } = order { Some(*run) } else { None };
-    let run = out.iter().find_map(opened).expect("a stream");
+    let (mut rig, run) = streaming();
     rig.wait(tried);
     let failure = Some(OriginFailure::Refused);
     let out = rig.tell(Input::OriginEnded { digest: digest(), run, failure });
